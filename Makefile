@@ -1,0 +1,50 @@
+# make demo    watch efm-lb keep a real pgpool right through a switchover and a failover
+# make test    prove it: every test, with the real servers
+# make check   types, lint, format, architecture
+# make bench   efm-lb and the bash hooks side by side on one cluster
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench packages clean
+.DELETE_ON_ERROR:
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PGBIN   = $(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+packages:
+	@missing=""; \
+	[ -n "$(PGBIN)" ] || missing="$$missing postgresql"; \
+	[ -x /usr/sbin/pgpool ] || command -v pgpool >/dev/null || missing="$$missing pgpool2"; \
+	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing:$$missing"; \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/installed: pyproject.toml | packages
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PYTHON) -m pip install --quiet --editable . --group dev
+	@touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/efm-lb rehearse
+
+test: $(VENV)/installed
+	$(PYTHON) -m pytest
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/installed
+	$(PYTHON) benchmarks/bench.py
+
+clean:
+	rm -rf $(VENV) build dist
