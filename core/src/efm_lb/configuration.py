@@ -1,0 +1,69 @@
+"""The validated settings of one cluster, as plain data that the hook can load without importing a validator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from efm_lb.balancers import Balancer
+from efm_lb.truth import Node
+
+__all__ = ["AdapterSource", "Configuration", "DetachLivePrimary"]
+
+
+class DetachLivePrimary(Enum):
+    """What to do when EFM asks to detach a node whose removal would take the service down (``EFM_LB_DETACH_LIVE_PRIMARY``)."""
+
+    DEFER = "defer"
+    OBEY = "obey"
+    REFUSE = "refuse"
+
+
+class AdapterSource(NamedTuple):
+    """Where an adapter comes from.
+
+    :param name: the entry point's name, as in ``EFM_LB_BALANCERS__<NAME>__ADAPTER``
+    :param module: the module to import
+    :param attribute: dotted path inside the module to the plugin object, empty for the module itself
+    :param distribution: the installed distribution that brings it
+    :param version: that distribution's version
+    """
+
+    name: str
+    module: str
+    attribute: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+class Configuration(NamedTuple):
+    """Everything that the hook needs to know about one cluster.
+
+    :param probe: libpq connection keywords for asking the databases (user, dbname, passfile, sslmode, ...)
+    :param deadline: seconds that one hook run may take after it has got the lock
+    :param connect_timeout: seconds that a node or a balancer has to answer a connect and a login
+    :param state_dir: directory of the journal, the lock and the compiled plan
+    :param balancers: sorted by name
+    :param adapters: the sources of the adapters that the balancers use, sorted by name
+    """
+
+    cluster: str
+    nodes: tuple[Node, ...]
+    probe: Mapping[str, str]
+    deadline: float
+    connect_timeout: float
+    state_dir: str
+    detach_live_primary: DetachLivePrimary
+    balancers: tuple[Balancer, ...]
+    adapters: tuple[AdapterSource, ...]
+
+    def node(self, name: str) -> Node | None:
+        """The node that EFM calls ``name``, or None. Exact match, by name, host or alias."""
+        for node in self.nodes:
+            if node.is_called(name):
+                return node
+        return None

@@ -1,0 +1,69 @@
+"""The errors that end a command, each with its exit code (sysexits.h where one fits)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "EX_CONFIG",
+    "EX_NOPERM",
+    "EX_OK",
+    "EX_SOFTWARE",
+    "EX_TEMPFAIL",
+    "EX_UNAVAILABLE",
+    "EX_USAGE",
+    "CallError",
+    "EfmLbError",
+    "NotReadableError",
+    "SettingsError",
+    "UnknownNodeError",
+]
+
+EX_OK = 0
+"""Every balancer is proven right, or rightly deferred."""
+EX_USAGE = 2
+"""Wrong call."""
+EX_UNAVAILABLE = 69
+"""A permanent failure: an unknown node, or a balancer refused."""
+EX_SOFTWARE = 70
+"""A bug in efm-lb or in an adapter."""
+EX_TEMPFAIL = 75
+"""Something temporary failed; a later try may succeed."""
+EX_NOPERM = 77
+"""A file may not be read."""
+EX_CONFIG = 78
+"""Wrong settings."""
+
+
+class EfmLbError(Exception):
+    """Ends a command with one clear message per problem and an exit code; nothing was changed."""
+
+    exit_code = EX_SOFTWARE
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("; ".join(messages))
+        self.messages: Sequence[str] = messages
+
+
+class CallError(EfmLbError):
+    """The command line makes no sense, such as a literal ``%h``."""
+
+    exit_code = EX_USAGE
+
+
+class UnknownNodeError(EfmLbError):
+    """EFM named a node that is not in ``EFM_LB_NODES``."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class NotReadableError(EfmLbError):
+    """A file that the settings name exists but may not be read."""
+
+    exit_code = EX_NOPERM
+
+
+class SettingsError(EfmLbError):
+    """The settings are wrong; each message names its variable or ``file:line``."""
+
+    exit_code = EX_CONFIG
