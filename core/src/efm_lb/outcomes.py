@@ -21,6 +21,8 @@ class Result(Enum):
     """A later try may succeed."""
     PERMANENT = "failed"
     """No retry can help: somebody has to change something."""
+    BUG = "failed by a bug"
+    """The adapter broke its contract; the detail names it and where."""
 
 
 class Outcome(NamedTuple):
@@ -54,7 +56,7 @@ class Outcome(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.result in (Result.TEMPORARY, Result.PERMANENT)
+        return self.result in (Result.TEMPORARY, Result.PERMANENT, Result.BUG)
 
 
 class TemporaryError(Exception):

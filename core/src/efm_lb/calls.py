@@ -1,0 +1,131 @@
+"""An EFM call: what the command line of a script hook says, read without an argument parser's start-up cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from efm_lb.errors import CallError
+from efm_lb.events import Origin
+from efm_lb.truth import Node, Role
+
+__all__ = ["HOOKS", "Arguments", "Call", "Kind", "parse"]
+
+
+class Kind(Enum):
+    """The three script hooks."""
+
+    ATTACH = "attach"
+    DETACH = "detach"
+    PROMOTE = "promote"
+
+
+HOOKS = tuple(kind.value for kind in Kind)
+
+# EFM up to 3.10 passes m for the primary, from 4.0 on p; 3.2 passes nothing.
+_TYPES = {
+    "p": Role.PRIMARY,
+    "m": Role.PRIMARY,
+    "primary": Role.PRIMARY,
+    "master": Role.PRIMARY,
+    "s": Role.STANDBY,
+    "standby": Role.STANDBY,
+    "": None,
+}
+
+
+class Arguments(NamedTuple):
+    """A hook's command line.
+
+    :param role: what EFM's TYPE says about the node, None when it says nothing
+    :param follow_up: seconds to wait before a deferred call is judged again; None for a call of EFM's
+    """
+
+    kind: Kind
+    host: str
+    role: Role | None = None
+    cluster: str = "efm"
+    env_file: str | None = None
+    json: bool = False
+    dry_run: bool = False
+    follow_up: float | None = None
+
+
+class Call(NamedTuple):
+    """What EFM says has happened to a node: a hint, to be judged by the truth."""
+
+    kind: Kind
+    node: Node
+    role: Role | None = None
+    origin: Origin = Origin.HOOK
+
+    def __str__(self) -> str:
+        words = [self.kind.value, self.node.name]
+        if self.role and self.kind is not Kind.PROMOTE:
+            words.append(self.role.value)
+        return " ".join(words)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read ``attach HOST [TYPE]``, ``detach HOST [TYPE]`` or ``promote HOST`` and the options.
+
+    :param argv: the command line without the program's name; ``argv[0]`` is one of `HOOKS`
+    :raises CallError: the message says what is wrong and what was expected
+    """
+    kind = Kind(argv[0])
+    words: list[str] = []
+    options: dict[str, str] = {}
+    flags: set[str] = set()
+    rest = iter(argv[1:])
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("--cluster", "--env-file", "--follow-up"):
+            given = value if equals else next(rest, None)
+            if not given:
+                raise CallError(f"{name} needs a value")
+            options[name] = given
+        elif word in ("--json", "--dry-run"):
+            flags.add(word)
+        elif word.startswith("--"):
+            raise CallError(f"no such option: {word} (see efm-lb {kind.value} --help)")
+        else:
+            words.append(word)
+    host, role = _operands(kind, words)
+    return Arguments(
+        kind,
+        host,
+        role,
+        cluster=options.get("--cluster", "efm"),
+        env_file=options.get("--env-file"),
+        json="--json" in flags,
+        dry_run="--dry-run" in flags,
+        follow_up=_seconds(options.get("--follow-up")),
+    )
+
+
+def _operands(kind: Kind, words: Sequence[str]) -> tuple[str, Role | None]:
+    usage = "HOST" if kind is Kind.PROMOTE else "HOST [TYPE]"
+    for word in words:
+        if word.startswith("%"):
+            raise CallError(
+                f"EFM did not replace {word}: it knows %h and %t for the load balancer scripts"
+                " and %p for script.post.promotion; check the line in efm.properties"
+            )
+    if not words or not words[0].strip():
+        raise CallError(f"no HOST given: expected efm-lb {kind.value} {usage}")
+    if len(words) > len(usage.split()):
+        raise CallError(f"too many words ({' '.join(words)}): expected efm-lb {kind.value} {usage}")
+    letter = words[1].strip().lower() if len(words) > 1 else ""
+    if letter not in _TYPES:
+        raise CallError(f"TYPE is {words[1]!r}: expected p or s (also m, primary, master, standby), or nothing")
+    return words[0].strip(), _TYPES[letter]
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise CallError(f"--follow-up needs seconds, not {text!r}") from None

@@ -1,0 +1,202 @@
+"""From a call and the truth to an event: the rules, without I/O and without a clock."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from efm_lb.calls import Call, Kind
+from efm_lb.configuration import DetachLivePrimary
+from efm_lb.events import Attach, Detach, Event, Origin, Promote
+from efm_lb.truth import NodeState, Reach, Role, Truth
+
+__all__ = ["GRACE", "Decision", "Policy", "Verdict", "decide"]
+
+GRACE = 5.0
+"""Seconds until a deferred detach of a live primary is judged again: has it died without a promotion?"""
+
+
+class Verdict(Enum):
+    """What is to be done about a call."""
+
+    ACT = "act"
+    """Send the event to every balancer."""
+    WAIT = "wait"
+    """Ask the databases again: the node is on its way."""
+    DEFER = "defer"
+    """Do nothing, rightly."""
+    FAIL = "fail"
+    """Do nothing, because it cannot be told what is right; a later call may succeed."""
+    REFUSE = "refuse"
+    """Do nothing, because the policy forbids it."""
+
+
+class Policy(NamedTuple):
+    """What the operator wants where the rules leave a choice.
+
+    :param detach_live_primary: for a detach that would take the last usable node away
+    :param patience: the caller can still wait; when False, a decision is never WAIT
+    """
+
+    detach_live_primary: DetachLivePrimary = DetachLivePrimary.DEFER
+    patience: bool = False
+
+
+class Decision(NamedTuple):
+    """What to do, and why, in words for a person.
+
+    :param event: for ACT, what every balancer is told
+    :param again_after: for DEFER, the seconds after which the call must be judged again, or None
+    :param shortfall: what EFM asked for and ACT does not bring about, empty when nothing
+    """
+
+    verdict: Verdict
+    reason: str
+    event: Event | None = None
+    again_after: float | None = None
+    shortfall: str = ""
+
+
+def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
+    """Judge a call by the truth.
+
+    ``node`` is the node that the call names; "primary" and "standby" are what the
+    database itself says. The first rule that fits decides.
+
+    ====  ==================  ============================  ===================================================
+    rule  call                node                          decision
+    ====  ==================  ============================  ===================================================
+    R1    any                 primary, or attach p/promote  another primary is visible: FAIL, naming both
+    R2    attach, promote     primary on an old timeline    FAIL: a newer timeline exists on another node
+    R3    attach p, promote   primary                       Promote
+    R4    attach              primary                       Promote (the database's role, when EFM gave none)
+    R5    attach s            primary                       Attach: never moves writes
+    R6    attach p, promote   standby, no primary           WAIT for the promotion; then Attach, and a shortfall
+    R7    attach p, promote   standby, a primary elsewhere  Attach: the database's role wins
+    R8    attach              standby                       Attach; with two primaries visible FAIL
+    R9    attach, promote     rejecting, refused, silent    WAIT until it takes connections; then FAIL
+    R10   attach, promote     denied                        FAIL: what it is cannot be asked
+    R11   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
+    R12   detach              primary, the only one         the policy: DEFER and look again, Detach, or REFUSE
+    R13   detach              standby, the last usable      the policy, as R12
+    R14   detach              standby                       Detach: EFM asks, others can serve
+    R15   detach              denied, may be the primary    the policy, as R12
+    R16   detach              denied, a primary elsewhere   Detach
+    R17   detach              rejecting, refused, silent    Detach at once
+    ====  ==================  ============================  ===================================================
+
+    Detach says nothing about where writes go: its truth names a primary only when
+    exactly one is proven, and an adapter moves writes to no other.
+
+    :param call: what EFM says
+    :param truth: what the databases say, asked after the call was made
+    :param policy: the operator's choices
+    :return: at most one event
+    :raises KeyError: the call's node is not among the truth's nodes
+    """
+    state = truth.state(call.node)
+    if call.kind is Kind.DETACH:
+        return _detach(call, state, truth, policy)
+    return _attach(call, state, truth, policy)
+
+
+def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:
+    node = call.node
+    wants_writes = call.kind is Kind.PROMOTE or call.role is Role.PRIMARY
+    if len(truth.primaries) > 1 and (wants_writes or state.reach is Reach.ACCEPTING):
+        return _split_brain(truth)
+    if state.role is Role.PRIMARY:
+        newer = _newer_timeline(state, truth)
+        if newer:
+            return Decision(
+                Verdict.FAIL,
+                f"{node.name} is out of recovery on timeline {state.timeline}, but {newer.node.name} is on timeline"
+                f" {newer.timeline}: an old primary gets no writes",
+            )
+        if call.role is Role.STANDBY and call.kind is not Kind.PROMOTE:
+            return Decision(
+                Verdict.ACT,
+                f"{node.name} is a primary although EFM calls it a standby: attached, writes not moved",
+                Attach(node, truth, call.origin),
+            )
+        return Decision(
+            Verdict.ACT, f"{node.name} is the primary{_on_timeline(state)}", Promote(node, truth, call.origin)
+        )
+    if state.role is Role.STANDBY:
+        return _attach_standby(call, wants_writes, truth, policy)
+    if state.reach is Reach.DENIED:
+        return Decision(Verdict.FAIL, f"{node.name} does not tell its role: {state.detail}")
+    if policy.patience:
+        return Decision(Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})")
+    return Decision(
+        Verdict.FAIL, f"{node.name} takes no connections ({state.reach.value}), so it was not attached: {state.detail}"
+    )
+
+
+def _attach_standby(call: Call, wants_writes: bool, truth: Truth, policy: Policy) -> Decision:
+    node, primary = call.node, truth.primary
+    attach = Attach(node, truth, call.origin)
+    if not wants_writes:
+        return Decision(Verdict.ACT, f"{node.name} is a standby", attach)
+    if primary:
+        return Decision(
+            Verdict.ACT,
+            f"{node.name} is a standby although EFM calls it the primary, which is {primary.name}: writes not moved",
+            attach,
+        )
+    if policy.patience:
+        return Decision(Verdict.WAIT, f"{node.name} is still in recovery")
+    shortfall = f"{node.name} is still in recovery and no primary was found: writes were not moved"
+    return Decision(Verdict.ACT, f"{node.name} is a standby", attach, shortfall=shortfall)
+
+
+def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:
+    node = call.node
+    others_usable = any(other.reach is Reach.ACCEPTING for other in truth.states if other.node != node)
+    if call.origin is Origin.FOLLOW_UP and state.reach is Reach.ACCEPTING:
+        return Decision(Verdict.DEFER, f"{node.name} is up: left in place")
+    if state.role is Role.PRIMARY:
+        if len(truth.primaries) > 1:
+            return _split_brain(truth)
+        return _last_usable(call, truth, policy, f"{node.name} is up and the only primary")
+    if state.role is Role.STANDBY:
+        if not others_usable:
+            return _last_usable(call, truth, policy, f"{node.name} is the last node that answers")
+        return _take_out(call, truth, f"{node.name} is a standby, and is up")
+    if state.reach is Reach.DENIED and not truth.primaries and (call.role is not Role.STANDBY or not others_usable):
+        return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})")
+    if state.reach is Reach.DENIED:
+        return _take_out(call, truth, f"{node.name} is up and refuses the login, others can serve")
+    return _take_out(call, truth, f"{node.name} is down ({state.reach.value})")
+
+
+def _take_out(call: Call, truth: Truth, reason: str) -> Decision:
+    return Decision(Verdict.ACT, reason, Detach(call.node, truth, call.origin))
+
+
+def _last_usable(call: Call, truth: Truth, policy: Policy, what: str) -> Decision:
+    """A switchover is about to stop this node, or only its agent died: the arguments cannot tell."""
+    if policy.detach_live_primary is DetachLivePrimary.OBEY:
+        return _take_out(call, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says")
+    if policy.detach_live_primary is DetachLivePrimary.REFUSE:
+        return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says")
+    owed = None if call.origin is Origin.FOLLOW_UP else GRACE
+    return Decision(Verdict.DEFER, f"{what}: clients stay until another primary is proven", again_after=owed)
+
+
+def _split_brain(truth: Truth) -> Decision:
+    both = " and ".join(
+        f"{state.node.name}{_on_timeline(state)}" for state in truth.states if state.role is Role.PRIMARY
+    )
+    return Decision(Verdict.FAIL, f"more than one writable primary: {both}; nothing is moved until one is stopped")
+
+
+def _newer_timeline(state: NodeState, truth: Truth) -> NodeState | None:
+    for other in truth.states:
+        if other.timeline is not None and state.timeline is not None and other.timeline > state.timeline:
+            return other
+    return None
+
+
+def _on_timeline(state: NodeState) -> str:
+    return f" (timeline {state.timeline})" if state.timeline is not None else ""

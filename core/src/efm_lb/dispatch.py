@@ -1,0 +1,159 @@
+"""Route one event to every balancer: in parallel, each alone, each within the deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from efm_lb.balancers import Balancer, Finding, View
+from efm_lb.configuration import AdapterSource, Configuration
+from efm_lb.events import Attach, Detach, Event
+from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
+from efm_lb.registry import register
+from efm_lb.truth import Node, Truth
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
+__all__ = ["Answer", "Dispatcher"]
+
+
+class Answer(NamedTuple):
+    """What a balancer's adapter returned, or why it did not.
+
+    :param value: the hook's return value, None on failure
+    :param failure: None, or the failed outcome
+    """
+
+    value: Any
+    failure: Outcome | None = None
+
+
+class Dispatcher:
+    """Calls the adapters of a cluster's balancers, one typed method per hook.
+
+    Adapters are isolated: each hook call is made for one balancer through
+    pluggy's ``subset_hook_caller``, in a thread of its own, guarded at
+    BaseException. No adapter can delay, fail or end another one, and none that
+    hangs is waited for past the deadline.
+
+    :param configuration: the cluster's settings
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._balancers = configuration.balancers
+        self._sources = {source.name: source for source in configuration.adapters}
+        self._plugins, self._broken = register(configuration.adapters)
+
+    def send(self, event: Event, deadline: float) -> tuple[Outcome, ...]:
+        """Bring every balancer in line with ``event``.
+
+        :param deadline: when all must be done, by ``time.monotonic()``
+        :return: one outcome per balancer, sorted by balancer; never raises for an adapter's sake
+        """
+        if isinstance(event, Attach):
+            hook = "efm_lb_attach"
+        elif isinstance(event, Detach):
+            hook = "efm_lb_detach"
+        else:
+            hook = "efm_lb_promote"
+        return tuple(
+            self._outcome(answer, name, seconds) for name, (answer, seconds) in self._call(hook, deadline, event=event)
+        )
+
+    def plan(self, event: Event, deadline: float) -> dict[str, Answer]:
+        """What ``event`` would do, as a tuple of steps per balancer; nothing is changed."""
+        answers = self._call("efm_lb_plan", deadline, collect=tuple, event=event)
+        return {name: answer for name, (answer, _) in answers}
+
+    def views(self, nodes: tuple[Node, ...], deadline: float) -> dict[str, Answer]:
+        """What every balancer believes about ``nodes``, as a `View` per balancer."""
+        answers = self._call("efm_lb_view", deadline, nodes=nodes)
+        return {name: self._typed(answer, View, name) for name, (answer, _) in answers}
+
+    def findings(self, truth: Truth, deadline: float) -> dict[str, Answer]:
+        """What ``efm-lb check`` finds at every balancer, as a tuple of `Finding` per balancer."""
+        answers = self._call("efm_lb_check", deadline, collect=_findings, truth=truth)
+        return {name: answer for name, (answer, _) in answers}
+
+    def _call(
+        self, hook: str, deadline: float, collect: Callable[[Any], Any] | None = None, **arguments: object
+    ) -> Iterable[tuple[str, tuple[Answer, float]]]:
+        """Call ``hook`` for all balancers at once; ``collect`` turns the return value into data, in the same guard."""
+        started = time.monotonic()
+        answers: dict[str, tuple[Answer, float]] = {}
+        threads = []
+
+        def run(balancer: Balancer) -> None:
+            answer = self._guarded(hook, balancer, collect, {**arguments, "deadline": deadline, "balancer": balancer})
+            answers[balancer.name] = answer, time.monotonic() - started
+
+        for balancer in self._balancers:
+            thread = threading.Thread(target=run, args=(balancer,), name=balancer.name, daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        done = dict(answers)
+        for balancer in sorted(self._balancers):
+            yield balancer.name, done.get(balancer.name) or (self._late(balancer), time.monotonic() - started)
+
+    def _guarded(
+        self, hook: str, balancer: Balancer, collect: Callable[[Any], Any] | None, arguments: Mapping[str, object]
+    ) -> Answer:
+        broken = self._broken.get(balancer.adapter)
+        if broken:
+            return Answer(None, Outcome(Result.PERMANENT, f"{self._by(balancer.adapter)} cannot be used: {broken}"))
+        plugins = self._plugins
+        others = [plugin for name, plugin in plugins.list_name_plugin() if name != balancer.adapter]
+        try:
+            value = plugins.subset_hook_caller(hook, others)(**arguments)
+            return Answer(collect(value) if collect and value is not None else value)
+        except TemporaryError as error:
+            return Answer(None, Outcome(Result.TEMPORARY, str(error)))
+        except PermanentError as error:
+            return Answer(None, Outcome(Result.PERMANENT, str(error)))
+        except BaseException as error:  # a client library's SystemExit must not pass for success
+            return Answer(None, Outcome(Result.BUG, f"{self._by(balancer.adapter)}: {_where(error)}"))
+
+    def _late(self, balancer: Balancer) -> Answer:
+        return Answer(
+            None, Outcome(Result.TEMPORARY, f"{self._by(balancer.adapter)} did not return within EFM_LB_DEADLINE")
+        )
+
+    def _outcome(self, answer: Answer, name: str, seconds: float) -> Outcome:
+        outcome = answer.failure or answer.value
+        if not isinstance(outcome, Outcome):
+            outcome = Outcome(Result.BUG, f"the adapter returned {type(outcome).__name__} instead of an Outcome")
+        return outcome._replace(balancer=name, seconds=seconds)
+
+    def _typed(self, answer: Answer, expected: type, name: str) -> Answer:
+        if answer.failure or isinstance(answer.value, expected):
+            return answer
+        kind = type(answer.value).__name__
+        return Answer(
+            None, Outcome(Result.BUG, f"the adapter returned {kind} instead of a {expected.__name__}", balancer=name)
+        )
+
+    def _by(self, adapter: str) -> str:
+        return f"adapter {self._sources.get(adapter, adapter)}"
+
+    @property
+    def plugins(self) -> PluginManager:
+        """The registered adapters."""
+        return self._plugins
+
+
+def _findings(value: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(value)
+
+
+def _where(error: BaseException) -> str:
+    """The error in one line, with the place it was raised at."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}: {error}{place}"

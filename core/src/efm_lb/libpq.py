@@ -1,0 +1,114 @@
+"""PostgreSQL's own client library through ctypes: only what asking a server one question needs.
+
+libpq brings every authentication method, TLS mode and password-file rule that
+PostgreSQL users expect, and loading it costs a tenth of what a Python driver's
+import does. The functions and constants are those of the manual's chapter "libpq";
+all of them release the interpreter lock while they run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_int, c_void_p
+from typing import Any
+
+__all__ = [
+    "CONNECTION_BAD",
+    "CONNECTION_STARTED",
+    "PGRES_TUPLES_OK",
+    "POLLING_FAILED",
+    "POLLING_OK",
+    "POLLING_READING",
+    "VERBOSE",
+    "LibpqNotFoundError",
+    "load",
+]
+
+CONNECTION_BAD = 1
+CONNECTION_STARTED = 2
+"""Waiting for the TCP connect; any later status means that the server has been reached."""
+POLLING_FAILED = 0
+POLLING_READING = 1
+POLLING_OK = 3
+PGRES_TUPLES_OK = 2
+VERBOSE = 2
+"""PQERRORS_VERBOSE: the only way to see the SQLSTATE of a refused connection."""
+
+# Where PostgreSQL's and EDB's packages put it when the dynamic linker does not know it.
+_PACKAGE_ROOTS = ("/usr/edb", "/usr/lib/postgresql", "/usr")
+
+_SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+    ("PQconnectStartParams", c_void_p, (c_void_p, c_void_p, c_int)),
+    ("PQconnectPoll", c_int, (c_void_p,)),
+    ("PQsetErrorVerbosity", c_int, (c_void_p, c_int)),
+    ("PQstatus", c_int, (c_void_p,)),
+    ("PQsocket", c_int, (c_void_p,)),
+    ("PQerrorMessage", c_char_p, (c_void_p,)),
+    ("PQconnectionNeedsPassword", c_int, (c_void_p,)),
+    ("PQsetnonblocking", c_int, (c_void_p, c_int)),
+    ("PQsendQuery", c_int, (c_void_p, c_char_p)),
+    ("PQflush", c_int, (c_void_p,)),
+    ("PQconsumeInput", c_int, (c_void_p,)),
+    ("PQisBusy", c_int, (c_void_p,)),
+    ("PQgetResult", c_void_p, (c_void_p,)),
+    ("PQresultStatus", c_int, (c_void_p,)),
+    ("PQgetvalue", c_char_p, (c_void_p, c_int, c_int)),
+    ("PQclear", None, (c_void_p,)),
+    ("PQfinish", None, (c_void_p,)),
+)
+
+
+class LibpqNotFoundError(Exception):
+    """No libpq on this host: neither PostgreSQL nor its client library is installed."""
+
+
+def load() -> Any:
+    """Load libpq and declare its functions.
+
+    :return: the library; call its functions by their C names
+    :raises LibpqNotFoundError: no libpq.so.5 was found; a witness node needs the package
+        ``libpq5`` (Debian), ``postgresql-libs`` or ``libpq`` (Red Hat), or EDB's client libraries
+    """
+    library = _open()
+    for name, restype, argtypes in _SIGNATURES:
+        function = getattr(library, name)
+        function.restype = restype
+        function.argtypes = argtypes
+    return library
+
+
+def _open() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libpq.so.5")
+    except OSError:
+        pass
+    for path in _packaged():
+        try:
+            return ctypes.CDLL(path)
+        except OSError:
+            continue
+    raise LibpqNotFoundError(
+        "no libpq.so.5 found to ask the databases with: install libpq5 (Debian), libpq or postgresql-libs (Red Hat)"
+    )
+
+
+def _packaged() -> list[str]:
+    """Paths like /usr/pgsql-16/lib/libpq.so.5 and /usr/edb/as16/lib/libpq.so.5, newest version first."""
+    found = []
+    for root in _PACKAGE_ROOTS:
+        try:
+            names = os.listdir(root)
+        except OSError:
+            continue
+        found += [
+            path
+            for name in names
+            for path in (f"{root}/{name}/lib/libpq.so.5", f"{root}/{name}/lib64/libpq.so.5")
+            if os.path.exists(path)
+        ]
+    return sorted(found, key=_digits, reverse=True)
+
+
+def _digits(path: str) -> int:
+    return int("".join(character for character in path if character.isdigit()) or 0)

@@ -1,0 +1,41 @@
+"""One call at a time for one cluster on one host."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+__all__ = ["acquire"]
+
+_POLL = 0.02
+
+
+def acquire(path: str, patience: float) -> int:
+    """Take the lock, waiting for the call that holds it.
+
+    The kernel gives it back when the process ends, however it ends. It orders the
+    calls of this host only; calls from other hosts meet at the balancer, which is
+    why every step is idempotent and judged by a truth asked after the lock is held.
+
+    :param path: the lock file; made readable for all, so that root's file does not lock out EFM's user
+    :param patience: seconds to wait
+    :return: a file descriptor that holds the lock until it is closed
+    :raises TimeoutError: another call still holds it
+    :raises OSError: the file cannot be made
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise TimeoutError(f"another call holds {path} for more than {patience:g} s") from None
+            time.sleep(_POLL)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        else:
+            return descriptor

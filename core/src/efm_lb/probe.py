@@ -1,0 +1,194 @@
+"""Ask the nodes of a cluster what they are, all at once, each within the connect time-out."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from ctypes import c_char_p, c_void_p, cast
+from os import environ
+from typing import Any
+
+from efm_lb import libpq
+from efm_lb.truth import Node, NodeState, Reach, Role, Truth
+
+__all__ = ["Probe"]
+
+SETTLE = 0.5
+"""Seconds that the other nodes get once the node in question has answered.
+
+A healthy node answers within milliseconds. One that is silent would hold up a
+promotion for the whole connect time-out, and would be passed over after it all the same.
+"""
+
+# A primary's control file names the new timeline only after the first checkpoint, its WAL at once.
+QUERY = (
+    b"SELECT pg_catalog.pg_is_in_recovery(), CASE WHEN pg_catalog.pg_is_in_recovery()"
+    b" THEN (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint())"
+    b" ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"
+    b"::pg_catalog.bit(32)::pg_catalog.int4 END"
+)
+
+# SQLSTATEs of a server that is up but takes no connection now: starting up or shutting
+# down, shut down under the connection, out of connection slots.
+_REJECTING = ("57P03", "57P01", "57P02", "53300")
+
+# Variables that would send the probe of every node to one server, or let libpq skip a standby.
+_MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
+
+
+class Probe:
+    """Asks nodes in parallel, one thread each.
+
+    :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
+    :param timeout: seconds that a node has to answer, from connect to the query's result
+    :raises libpq.LibpqNotFoundError: this host has no libpq
+    """
+
+    def __init__(self, keywords: Mapping[str, str], timeout: float) -> None:
+        self._library = libpq.load()
+        self._keywords = {"application_name": "efm-lb", "client_encoding": "UTF8", **keywords}
+        if "PGGSSENCMODE" not in environ:
+            # Looking for Kerberos credentials costs more than the question; those who encrypt with GSSAPI say so.
+            self._keywords["gssencmode"] = "disable"
+        for name in _MISLEADING:
+            environ.pop(name, None)
+        self._timeout = timeout
+
+    def truth(self, nodes: Iterable[Node], subject: Node | None = None) -> Truth:
+        """Ask ``nodes`` and wait for their answers.
+
+        :param subject: the node in question; when it has answered, the others get `SETTLE` seconds more
+        :return: one state per node, in their order; never raises for a node's sake
+        """
+        nodes = tuple(nodes)
+        started = time.monotonic()
+        deadline = started + self._timeout
+        states: dict[Node, NodeState] = {}
+        answered = threading.Condition()
+
+        def ask(node: Node) -> None:
+            state = self._ask(node, started, deadline)
+            with answered:
+                states[node] = state
+                answered.notify()
+
+        for node in nodes:
+            threading.Thread(target=ask, args=(node,), daemon=True).start()
+        # A thread may be stuck in a name look-up, which libpq cannot bound; it is left behind.
+        give_up = deadline + 0.1
+        with answered:
+            settled = False
+            while len(states) < len(nodes) and (left := give_up - time.monotonic()) > 0:
+                answered.wait(left)
+                if subject in states and not settled:
+                    settled = True
+                    give_up = min(give_up, time.monotonic() + SETTLE)
+            seconds = time.monotonic() - started
+            silent = f"no answer within {seconds:.1f} s"
+            return Truth(tuple(states.get(node) or _silent(node, silent, seconds) for node in nodes))
+
+    def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
+        connection = self._start(node)
+        try:
+            reach, detail = self._connect(connection, deadline)
+            role = timeline = None
+            if reach is Reach.ACCEPTING:
+                reach, role, timeline, detail = self._question(connection, deadline)
+        finally:
+            self._library.PQfinish(connection)
+        return NodeState(node, reach, role, timeline, detail, time.monotonic() - started)
+
+    def _start(self, node: Node) -> Any:
+        parameters = {
+            **self._keywords,
+            "host": node.host,
+            "port": str(node.port),
+        }
+        keywords = (c_char_p * (len(parameters) + 1))(*(name.encode() for name in parameters), None)
+        values = (c_char_p * (len(parameters) + 1))(*(value.encode() for value in parameters.values()), None)
+        connection = self._library.PQconnectStartParams(cast(keywords, c_void_p), cast(values, c_void_p), 0)
+        self._library.PQsetErrorVerbosity(connection, libpq.VERBOSE)
+        return connection
+
+    def _connect(self, connection: Any, deadline: float) -> tuple[Reach, str]:
+        library = self._library
+        reached = False
+        if library.PQstatus(connection) == libpq.CONNECTION_BAD:
+            return self._failure(connection, reached)
+        events = select.POLLOUT
+        while True:
+            if not self._wait(connection, events, deadline):
+                words = "accepted the connection and went silent" if reached else "no answer"
+                return Reach.NO_RESPONSE, f"{words} within {self._timeout:g} s"
+            polling = library.PQconnectPoll(connection)
+            if polling == libpq.POLLING_OK:
+                return Reach.ACCEPTING, ""
+            if polling == libpq.POLLING_FAILED:
+                return self._failure(connection, reached)
+            reached = reached or library.PQstatus(connection) > libpq.CONNECTION_STARTED
+            events = select.POLLIN if polling == libpq.POLLING_READING else select.POLLOUT
+
+    def _question(self, connection: Any, deadline: float) -> tuple[Reach, Role | None, int | None, str]:
+        library = self._library
+        library.PQsetnonblocking(connection, 1)
+        if not library.PQsendQuery(connection, QUERY):
+            reach, detail = self._failure(connection, reached=True)
+            return reach, None, None, detail
+        while library.PQflush(connection) == 1:
+            if not self._wait(connection, select.POLLOUT, deadline):
+                return Reach.NO_RESPONSE, None, None, "took the login and went silent"
+        while library.PQisBusy(connection):
+            if not self._wait(connection, select.POLLIN, deadline):
+                return Reach.NO_RESPONSE, None, None, "took the login and went silent"
+            if not library.PQconsumeInput(connection):
+                break
+        result = library.PQgetResult(connection)
+        try:
+            if not result or library.PQresultStatus(result) != libpq.PGRES_TUPLES_OK:
+                reach, detail = self._failure(connection, reached=True)
+                return reach, None, None, detail
+            role = Role.STANDBY if library.PQgetvalue(result, 0, 0) == b"t" else Role.PRIMARY
+            return Reach.ACCEPTING, role, int(library.PQgetvalue(result, 0, 1)), ""
+        finally:
+            library.PQclear(result)
+
+    def _wait(self, connection: Any, events: int, deadline: float) -> bool:
+        """Wait until the socket is ready; False when the deadline is over."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        ready = select.poll()
+        ready.register(self._library.PQsocket(connection), events)
+        return bool(ready.poll(left * 1000))
+
+    def _words(self, connection: Any) -> str:
+        """libpq's or the server's message, on one line."""
+        message: bytes = self._library.PQerrorMessage(connection) or b""
+        return message.decode("utf-8", "replace").strip()
+
+    def _failure(self, connection: Any, reached: bool) -> tuple[Reach, str]:
+        words = self._words(connection)
+        detail = words.splitlines()[-1 if "LOCATION:" not in words else 0] if words else "no message from libpq"
+        states = _sqlstates(words)
+        if any(state in _REJECTING for state in states):
+            return Reach.REJECTING, detail
+        if states or self._library.PQconnectionNeedsPassword(connection):
+            return Reach.DENIED, detail
+        if "Connection refused" in words or "No such file or directory" in words:
+            return Reach.REFUSED, detail
+        # A postmaster that dies takes the connections in its queue with it.
+        dropped = "closed the connection" in words or "Connection reset" in words or "Broken pipe" in words
+        return (Reach.DENIED if reached and not dropped else Reach.NO_RESPONSE), detail
+
+
+def _silent(node: Node, detail: str, seconds: float) -> NodeState:
+    return NodeState(node, Reach.NO_RESPONSE, detail=detail, seconds=seconds)
+
+
+def _sqlstates(words: str) -> list[str]:
+    """The SQLSTATEs in a verbose message, ``SEVERITY:  SQLSTATE: text``; the severity is in the server's language."""
+    return [
+        part[:5] for part in words.split(":  ")[1:] if part[5:7] == ": " and part[:5].isalnum() and part[:5].isascii()
+    ]
