@@ -1,5 +1,27 @@
+"""The command ``efm-lb``: a hook run goes straight to the hot path, everything else to typer."""
+
 from __future__ import annotations
+
+import os
+import sys
+
+from efm_lb.calls import HOOKS
 
 
 def main() -> None:
-    raise SystemExit(70)
+    """Run the command line in ``sys.argv`` and end the process with its exit code."""
+    argv = sys.argv[1:]
+    if argv and argv[0] in HOOKS and "--help" not in argv:
+        from efm_lb.hook import main as hook
+
+        code = hook(argv)
+        sys.stdout.flush()
+        # A hung adapter's thread must not keep the process alive, nor anything be torn down at leisure.
+        os._exit(code)
+    from efm_lb.commands.app import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,9 @@ QUERY = (
 # down, shut down under the connection, out of connection slots.
 _REJECTING = ("57P03", "57P01", "57P02", "53300")
 
+# Lines of a message that do not say what went wrong.
+_ASIDES = ("\t", "LOCATION:", "HINT:")
+
 # Variables that would send the probe of every node to one server, or let libpq skip a standby.
 _MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
 
@@ -170,7 +173,8 @@ class Probe:
 
     def _failure(self, connection: Any, reached: bool) -> tuple[Reach, str]:
         words = self._words(connection)
-        detail = words.splitlines()[-1 if "LOCATION:" not in words else 0] if words else "no message from libpq"
+        said = [line for line in words.splitlines() if line and not line.startswith(_ASIDES)]
+        detail = said[-1] if said else "no message from libpq"
         states = _sqlstates(words)
         if any(state in _REJECTING for state in states):
             return Reach.REJECTING, detail

@@ -1,0 +1,254 @@
+"""One hook run from beginning to end: call -> truth -> decide -> dispatch -> outcomes -> exit code.
+
+This is the hot path. It starts during an outage, so it imports nothing that it does
+not need (see tests/unit/test_hot_path.py for the list and the instruction budget).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from efm_lb import journal as journals
+from efm_lb import lock
+from efm_lb.calls import Arguments, Call, parse
+from efm_lb.configuration import Configuration
+from efm_lb.decide import Decision, Policy, Verdict, decide
+from efm_lb.dispatch import Dispatcher
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EfmLbError, UnknownNodeError
+from efm_lb.events import Origin
+from efm_lb.libpq import LibpqNotFoundError
+from efm_lb.outcomes import Outcome, Result
+from efm_lb.probe import Probe
+from efm_lb.settings import settings_of
+from efm_lb.truth import Truth
+
+__all__ = ["Report", "main", "run"]
+
+PATIENCE = 0.6
+"""The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
+POLL = 0.05
+"""Seconds between two questions to a node that is on its way."""
+
+
+class Report(NamedTuple):
+    """What came of a call.
+
+    :param call: the call in words
+    :param outcomes: one per balancer, sorted; empty when the decision was not to act
+    :param steps: for a dry run, what each balancer would be told
+    :param notes: what else a person must know, such as a journal that could not be written
+    """
+
+    call: str
+    exit_code: int
+    decision: Decision | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    steps: Mapping[str, Sequence[str]] | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGINT came; whatever was being done is left to the next call."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the hook for a command line and print its report.
+
+    :param argv: the command line without the program's name
+    :return: the exit code (see `efm_lb.errors`)
+    """
+    as_json = "--json" in argv
+    try:
+        arguments = parse(argv)
+        report = run(arguments, os.environ)
+    except EfmLbError as error:
+        report = Report(" ".join(argv), error.exit_code, notes=tuple(error.messages))
+    except Terminated:
+        report = Report(" ".join(argv), EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
+    except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
+        report = Report(" ".join(argv), EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
+    if as_json:
+        from efm_lb.report import as_document
+
+        print(as_document(report))
+    else:
+        print("\n".join(lines(report)))
+    return report.exit_code
+
+
+def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
+    """Judge a call and bring every balancer in line with the truth.
+
+    :raises EfmLbError: wrong call or settings; no balancer was touched
+    :raises Terminated: by SIGTERM or SIGINT
+    """
+    started = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
+    if arguments.follow_up is not None:
+        time.sleep(arguments.follow_up)
+    configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
+    notes = [f"took the slow way: {stale}"] if stale else []
+    journal = journals.Journal(
+        f"{configuration.state_dir}/{configuration.cluster}.journal", f"{time.time_ns():x}-{os.getpid()}"
+    )
+    if not arguments.dry_run:
+        journal.record(
+            "call",
+            kind=arguments.kind.value,
+            host=arguments.host,
+            type=arguments.role and arguments.role.value,
+            follow_up=arguments.follow_up is not None,
+        )
+    call = _call(arguments, configuration)
+    if arguments.dry_run:
+        report = _rehearse(call, configuration)
+    else:
+        held = _lock(configuration, notes)
+        try:
+            report = _act(call, configuration, journal)
+        except Terminated:
+            journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
+            raise
+        finally:
+            if held is not None:
+                os.close(held)
+        if journal.failure:
+            notes.append(f"not journalled: {journal.failure}")
+        owed = _owed(report)
+        if owed is not None and call.origin is Origin.HOOK:
+            _follow_up(owed)
+    return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
+
+
+def _call(arguments: Arguments, configuration: Configuration) -> Call:
+    node = configuration.node(arguments.host)
+    if node is None:
+        known = ", ".join(node.name for node in configuration.nodes)
+        raise UnknownNodeError(f"{arguments.host} is not in EFM_LB_NODES of cluster {configuration.cluster} ({known})")
+    origin = Origin.HOOK if arguments.follow_up is None else Origin.FOLLOW_UP
+    return Call(arguments.kind, node, arguments.role, origin)
+
+
+def _lock(configuration: Configuration, notes: list[str]) -> int | None:
+    """Wait for the calls before this one. A lock that cannot be had is reported, and the call goes on."""
+    try:
+        return lock.acquire(f"{configuration.state_dir}/{configuration.cluster}.lock", configuration.deadline + 1)
+    except TimeoutError as error:
+        notes.append(str(error))
+    except OSError as error:
+        notes.append(f"no lock: {error.filename}: {error.strerror}")
+    return None
+
+
+def _act(call: Call, configuration: Configuration, journal: journals.Journal) -> Report:
+    deadline = time.monotonic() + configuration.deadline
+    decision, truth = _settle(call, configuration, time.monotonic() + PATIENCE * configuration.deadline)
+    journal.record(
+        "decision",
+        verdict=decision.verdict.value,
+        reason=decision.reason,
+        truth={state.node.name: state.role.value if state.role else state.reach.value for state in truth.states},
+    )
+    outcomes: tuple[Outcome, ...] = ()
+    if decision.event is not None:
+        outcomes = Dispatcher(configuration).send(decision.event, deadline)
+    report = Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
+    journal.record(
+        "outcome",
+        exit_code=report.exit_code,
+        outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in outcomes},
+    )
+    return report
+
+
+def _rehearse(call: Call, configuration: Configuration) -> Report:
+    """What `_act` would do, done to nobody."""
+    deadline = time.monotonic() + configuration.deadline
+    decision, _ = _settle(call, configuration, patient_until=0.0)
+    if decision.event is None:
+        return Report(str(call), EX_OK, decision, steps={})
+    steps = {}
+    for name, answer in Dispatcher(configuration).plan(decision.event, deadline).items():
+        if answer.failure:
+            steps[name] = [f"would fail: {answer.failure.detail}"]
+        elif answer.value is None:
+            steps[name] = ["its adapter cannot tell what it would do"]
+        else:
+            steps[name] = [str(step) for step in answer.value] or ["nothing to do"]
+    return Report(str(call), EX_OK, decision, steps=steps)
+
+
+def _settle(call: Call, configuration: Configuration, patient_until: float) -> tuple[Decision, Truth]:
+    """Ask the databases until they allow a decision, or patience is over."""
+    try:
+        probe = Probe(configuration.probe, configuration.connect_timeout)
+    except LibpqNotFoundError as error:
+        raise EfmLbError(str(error)) from None
+    while True:
+        truth = probe.truth(configuration.nodes, subject=call.node)
+        patience = time.monotonic() < patient_until
+        decision = decide(call, truth, Policy(configuration.detach_live_primary, patience))
+        if decision.verdict is not Verdict.WAIT:
+            return decision, truth
+        # The node is on its way: ask it alone, and all of them again when its answer changes.
+        before = truth.state(call.node)[1:3]
+        while time.monotonic() < patient_until:
+            time.sleep(POLL)
+            if probe.truth([call.node]).states[0][1:3] != before:
+                break
+
+
+def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:
+    results = {outcome.result for outcome in outcomes}
+    if Result.TEMPORARY in results or decision.shortfall or decision.verdict is Verdict.FAIL:
+        return EX_TEMPFAIL
+    if Result.PERMANENT in results or decision.verdict is Verdict.REFUSE:
+        return EX_UNAVAILABLE
+    return EX_SOFTWARE if Result.BUG in results else EX_OK
+
+
+def _owed(report: Report) -> float | None:
+    """The seconds after which a deferred call must be judged again, None when nothing is owed."""
+    owed = [outcome.again_after for outcome in report.outcomes]
+    if report.decision:
+        owed.append(report.decision.again_after)
+    return max((seconds for seconds in owed if seconds is not None), default=None)
+
+
+def _follow_up(seconds: float) -> None:
+    """Start this same command again, in a session of its own, to judge the call after ``seconds``.
+
+    EFM calls once and never again: a primary that is left in place because a promotion
+    is expected must not stay for ever when none comes. The process ends by itself.
+    """
+    argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}"]
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    os.posix_spawn(sys.executable, argv, os.environ, file_actions=null, setsid=True)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def lines(report: Report) -> list[str]:
+    """The report for a person: EFM mails it, so it is short and holds no secret."""
+    decision = report.decision
+    text = [f"{report.call}: {decision.reason}" if decision else f"efm-lb {report.call}: nothing was changed"]
+    if decision and decision.event is None:
+        text[0] += f" [{decision.verdict.value}]"
+    if decision and decision.shortfall:
+        text.append(f"not done: {decision.shortfall}")
+    text += [
+        f"{outcome.balancer}: {outcome.result.value} in {outcome.seconds:.2f} s: {outcome.detail}"
+        for outcome in report.outcomes
+    ]
+    text += [f"{name}: {step}" for name, steps in (report.steps or {}).items() for step in steps]
+    text += [f"note: {note}" if decision else note for note in report.notes]
+    return text

@@ -1,0 +1,194 @@
+"""The rules of `efm_lb.decide`, one by one, and what no rule may ever do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efm_lb import Attach, Detach, Node, NodeState, Origin, Promote, Reach, Role, Truth
+from efm_lb.calls import Call, Kind
+from efm_lb.configuration import DetachLivePrimary
+from efm_lb.decide import Policy, Verdict, decide
+
+DB1, DB2, DB3 = (Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
+P, S = Role.PRIMARY, Role.STANDBY
+WAIT = Policy(patience=True)
+NOW = Policy()
+
+
+def up(node: Node, role: Role, timeline: int = 1) -> NodeState:
+    return NodeState(node, Reach.ACCEPTING, role, timeline)
+
+
+def down(node: Node, reach: Reach = Reach.REFUSED) -> NodeState:
+    return NodeState(node, reach, detail="why")
+
+
+def truth(*states: NodeState) -> Truth:
+    return Truth(states)
+
+
+def call(kind: str, node: Node, role: Role | None = None, origin: Origin = Origin.HOOK) -> Call:
+    return Call(Kind(kind), node, role, origin)
+
+
+HEALTHY = truth(up(DB1, P), up(DB2, S), up(DB3, S))
+FAILED_OVER = truth(down(DB1), up(DB2, P, 2), up(DB3, S, 1))
+NO_PRIMARY = truth(down(DB1), up(DB2, S), up(DB3, S))
+SPLIT = truth(up(DB1, P, 1), up(DB2, P, 2), up(DB3, S, 1))
+
+
+@pytest.mark.parametrize(
+    ("what", "truth", "expected"),
+    [
+        (call("attach", DB2, P), FAILED_OVER, Promote),
+        (call("promote", DB2), FAILED_OVER, Promote),
+        (call("attach", DB2), FAILED_OVER, Promote),
+        (call("attach", DB2, S), FAILED_OVER, Attach),
+        (call("attach", DB1, P), HEALTHY, Promote),
+        (call("attach", DB3, S), FAILED_OVER, Attach),
+        (call("attach", DB3), FAILED_OVER, Attach),
+        (call("attach", DB3, P), FAILED_OVER, Attach),
+        (call("promote", DB3), FAILED_OVER, Attach),
+        (call("attach", DB2, S), NO_PRIMARY, Attach),
+        (call("attach", DB2, P), NO_PRIMARY, Attach),
+        (call("detach", DB1, P), FAILED_OVER, Detach),
+        (call("detach", DB1, P), NO_PRIMARY, Detach),
+        (call("detach", DB1), truth(down(DB1, Reach.NO_RESPONSE), down(DB2), down(DB3)), Detach),
+        (call("detach", DB1, P), truth(down(DB1, Reach.REJECTING), up(DB2, S)), Detach),
+        (call("detach", DB2, S), HEALTHY, Detach),
+        (call("detach", DB3, S), SPLIT, Detach),
+        (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, P)), Detach),
+        (call("detach", DB1, S), truth(down(DB1, Reach.DENIED), up(DB2, S)), Detach),
+        (call("detach", DB1, P, Origin.FOLLOW_UP), NO_PRIMARY, Detach),
+    ],
+)
+def test_acts(what: Call, truth: Truth, expected: type) -> None:
+    decision = decide(what, truth, NOW)
+    assert decision.verdict is Verdict.ACT
+    assert decision.event == expected(what.node, truth, what.origin)
+
+
+@pytest.mark.parametrize(
+    ("what", "truth"),
+    [
+        (call("attach", DB2, P), NO_PRIMARY),
+        (call("promote", DB2), NO_PRIMARY),
+        (call("attach", DB1, S), NO_PRIMARY),
+        (call("attach", DB1, P), truth(down(DB1, Reach.NO_RESPONSE), up(DB2, S))),
+        (call("promote", DB1), truth(down(DB1, Reach.REJECTING), up(DB2, S))),
+    ],
+)
+def test_waits_while_the_node_is_on_its_way_and_ends_in_a_failure(what: Call, truth: Truth) -> None:
+    assert decide(what, truth, WAIT).verdict is Verdict.WAIT
+    impatient = decide(what, truth, NOW)
+    assert impatient.verdict is Verdict.FAIL or impatient.shortfall
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        call("attach", DB1, P),
+        call("attach", DB2, P),
+        call("attach", DB2),
+        call("attach", DB3, S),
+        call("attach", DB3, P),
+        call("promote", DB3),
+        call("detach", DB1, P),
+        call("detach", DB2, S),
+    ],
+)
+@pytest.mark.parametrize("policy", [NOW, WAIT, Policy(DetachLivePrimary.OBEY)])
+def test_two_primaries_stop_everything_and_are_named(what: Call, policy: Policy) -> None:
+    decision = decide(what, SPLIT, policy)
+    assert decision.verdict is Verdict.FAIL
+    assert "db1 (timeline 1) and db2 (timeline 2)" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("what", "truth"),
+    [
+        (call("detach", DB1, P), HEALTHY),
+        (call("detach", DB1), HEALTHY),
+        (call("detach", DB2, S), truth(down(DB1), up(DB2, S), down(DB3))),
+        (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, S))),
+        (call("detach", DB1, S), truth(down(DB1, Reach.DENIED), down(DB2))),
+    ],
+)
+def test_the_last_usable_node_is_the_policy_s(what: Call, truth: Truth) -> None:
+    deferred = decide(what, truth, Policy(DetachLivePrimary.DEFER))
+    assert deferred.verdict is Verdict.DEFER
+    assert deferred.again_after is not None
+    assert decide(what, truth, Policy(DetachLivePrimary.REFUSE)).verdict is Verdict.REFUSE
+    assert decide(what, truth, Policy(DetachLivePrimary.OBEY)).event == Detach(what.node, truth)
+
+
+def test_a_follow_up_leaves_a_node_that_came_back_and_owes_nothing_more() -> None:
+    for state in (HEALTHY, truth(up(DB1, S), up(DB2, P))):
+        decision = decide(call("detach", DB1, P, Origin.FOLLOW_UP), state, NOW)
+        assert decision.verdict is Verdict.DEFER
+        assert decision.again_after is None
+
+
+def test_an_old_primary_on_an_old_timeline_gets_no_writes() -> None:
+    returned = truth(up(DB1, P, 1), down(DB2), up(DB3, S, 2))
+    decision = decide(call("attach", DB1, P), returned, WAIT)
+    assert decision.verdict is Verdict.FAIL
+    assert "timeline 2" in decision.reason
+
+
+def test_a_node_that_does_not_tell_its_role_is_not_attached() -> None:
+    decision = decide(call("attach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, S)), WAIT)
+    assert decision.verdict is Verdict.FAIL
+    assert "why" in decision.reason
+
+
+def test_a_node_that_is_not_of_the_cluster_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        decide(call("attach", Node("x", "x", 1)), HEALTHY, NOW)
+
+
+states = st.one_of(
+    st.builds(lambda role, timeline: (Reach.ACCEPTING, role, timeline), st.sampled_from(Role), st.integers(1, 3)),
+    st.sampled_from([reach for reach in Reach if reach is not Reach.ACCEPTING]).map(lambda reach: (reach, None, None)),
+)
+truths = st.lists(states, min_size=1, max_size=5).map(
+    lambda found: Truth(
+        tuple(NodeState(Node(f"db{n}", f"10.0.0.{n}", 5444), *state) for n, state in enumerate(found, 1))
+    )
+)
+policies = st.builds(Policy, st.sampled_from(DetachLivePrimary), st.booleans())
+
+
+@given(st.data(), truths, policies)
+def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
+    """Whatever EFM calls and whatever the databases say."""
+    what = Call(
+        data.draw(st.sampled_from(Kind)),
+        data.draw(st.sampled_from(truth.nodes)),
+        data.draw(st.sampled_from([None, *Role])),
+        data.draw(st.sampled_from([Origin.HOOK, Origin.FOLLOW_UP])),
+    )
+    decision = decide(what, truth, policy)
+    event = decision.event
+    assert decision.reason
+    assert (decision.verdict is Verdict.ACT) == (event is not None)
+    if event is not None:
+        assert event.node == what.node, "an event is about the node of the call"
+        assert event.truth == truth
+    if isinstance(event, Promote):
+        assert truth.primaries == (event.node,), "writes go to the only primary"
+        newest = max(state.timeline or 0 for state in truth.states)
+        assert truth.state(event.node).timeline == newest, "never back to an old timeline"
+        assert not (what.kind is Kind.ATTACH and what.role is Role.STANDBY), "attach s never moves writes"
+    if isinstance(event, Attach):
+        assert truth.state(event.node).reach is Reach.ACCEPTING, "only what is up is attached"
+    if isinstance(event, Detach) and policy.detach_live_primary is not DetachLivePrimary.OBEY:
+        others = [state for state in truth.states if state.node != event.node and state.reach is Reach.ACCEPTING]
+        assert others or truth.state(event.node).reach is not Reach.ACCEPTING, "the last usable node stays"
+        assert truth.role(event.node) is not Role.PRIMARY, "a live primary stays"
+    if not policy.patience:
+        assert decision.verdict is not Verdict.WAIT, "waiting is bounded"
+    if what.origin is Origin.FOLLOW_UP:
+        assert decision.again_after is None, "a deferred call is judged again once"
