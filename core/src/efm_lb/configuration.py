@@ -13,7 +13,7 @@ __all__ = ["AdapterSource", "Configuration", "DetachLivePrimary"]
 
 
 class DetachLivePrimary(Enum):
-    """What to do when EFM asks to detach a node whose removal would take the service down (``EFM_LB_DETACH_LIVE_PRIMARY``)."""
+    """What a detach does that would take the service down: the values of ``EFM_LB_DETACH_LIVE_PRIMARY``."""
 
     DEFER = "defer"
     OBEY = "obey"

@@ -5,17 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from efm_lb.balancers import Balancer, Finding, View
-from efm_lb.configuration import AdapterSource, Configuration
+from efm_lb.configuration import Configuration
 from efm_lb.events import Attach, Detach, Event
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.registry import register
 from efm_lb.truth import Node, Truth
-
-if TYPE_CHECKING:
-    from pluggy import PluginManager
 
 __all__ = ["Answer", "Dispatcher"]
 
@@ -139,11 +136,6 @@ class Dispatcher:
 
     def _by(self, adapter: str) -> str:
         return f"adapter {self._sources.get(adapter, adapter)}"
-
-    @property
-    def plugins(self) -> PluginManager:
-        """The registered adapters."""
-        return self._plugins
 
 
 def _findings(value: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -1,0 +1,1 @@
+"""The commands for people. None of this is imported by a hook run."""

@@ -1,0 +1,137 @@
+"""``efm-lb check``: look for what will go wrong on the day, and change nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from efm_lb.balancers import Finding, Severity
+from efm_lb.commands.observe import ask
+from efm_lb.commands.tables import print_table
+from efm_lb.configuration import Configuration
+from efm_lb.dispatch import Dispatcher
+from efm_lb.errors import EX_OK, EX_UNAVAILABLE
+from efm_lb.truth import NodeState, Reach, Truth
+
+__all__ = ["check"]
+
+SCHEMA = "efm-lb/check/v1"
+_STYLES = {Severity.OK: "", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+
+
+def check(configuration: Configuration, as_json: bool) -> int:
+    """Print what was looked at and what was found, errors last.
+
+    :return: 0 when there is no error (warnings may remain), 69 otherwise
+    :raises EfmLbError: there is no libpq on this host
+    """
+    truth = ask(configuration)
+    found = [("efm-lb", finding) for finding in _own(configuration)]
+    found += [("databases", finding) for finding in _databases(truth)]
+    deadline = time.monotonic() + configuration.deadline
+    for name, answer in Dispatcher(configuration).findings(truth, deadline).items():
+        if answer.failure:
+            found.append((name, Finding(Severity.ERROR, "balancer", answer.failure.detail)))
+        elif answer.value is None:
+            found.append((name, Finding(Severity.WARNING, "balancer", "its adapter has no check")))
+        else:
+            found += [(name, finding) for finding in answer.value]
+    order = list(Severity)
+    found.sort(key=lambda pair: order.index(pair[1].severity))
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, "cluster": configuration.cluster, "findings": _document(found)}, indent=2))
+    else:
+        print_table(
+            ["", "where", "what", "finding", "remedy"],
+            [[f.severity.value, where, f.subject, f.detail, f.remedy] for where, f in found],
+            [_STYLES[f.severity] for _, f in found],
+        )
+    return EX_UNAVAILABLE if any(f.severity is Severity.ERROR for _, f in found) else EX_OK
+
+
+def _document(found: Iterable[tuple[str, Finding]]) -> list[dict[str, str]]:
+    return [
+        {
+            "where": where,
+            "severity": finding.severity.value,
+            "subject": finding.subject,
+            "detail": finding.detail,
+            "remedy": finding.remedy,
+        }
+        for where, finding in found
+    ]
+
+
+def _own(configuration: Configuration) -> Iterator[Finding]:
+    """efm-lb's own files, as the user who runs this; EFM runs the hook as efm."""
+    state_dir = Path(configuration.state_dir)
+    if os.access(state_dir, os.W_OK | os.X_OK):
+        yield Finding(Severity.OK, "EFM_LB_STATE_DIR", f"{state_dir} is writable")
+    else:
+        yield Finding(
+            Severity.WARNING,
+            "EFM_LB_STATE_DIR",
+            f"{state_dir} is not a directory that this user can write: no journal, no lock, no compiled plan",
+            f"install -d -o efm -g efm -m 0700 {state_dir}",
+        )
+    passfile = configuration.probe.get("passfile")
+    if passfile:
+        yield _password_file(Path(passfile))
+    bytecode = importlib.util.cache_from_source(str(Path(__file__).parent.parent / "hook.py"))
+    if Path(bytecode).exists():
+        yield Finding(Severity.OK, "bytecode", "compiled")
+    else:
+        yield Finding(
+            Severity.WARNING,
+            "bytecode",
+            "efm-lb is not compiled to bytecode: every hook run compiles it again",
+            f"{sys.executable} -m compileall -q {Path(__file__).parent.parent}",
+        )
+
+
+def _password_file(path: Path) -> Finding:
+    subject = "EFM_LB_PROBE__PASSFILE"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return Finding(Severity.ERROR, subject, f"{path}: {error.strerror}")
+    if not stat.S_ISREG(mode):
+        return Finding(Severity.ERROR, subject, f"{path} is no regular file: libpq ignores it")
+    if stat.S_IMODE(mode) & 0o077:
+        return Finding(Severity.ERROR, subject, f"{path} is open to others: libpq ignores it", f"chmod 0600 {path}")
+    if not os.access(path, os.R_OK):
+        return Finding(Severity.ERROR, subject, f"{path} is not readable for this user")
+    return Finding(Severity.OK, subject, f"{path} is private and readable")
+
+
+def _databases(truth: Truth) -> Iterator[Finding]:
+    for state in truth.states:
+        yield _database(state)
+    primaries = truth.primaries
+    if len(primaries) > 1:
+        names = " and ".join(node.name for node in primaries)
+        yield Finding(Severity.ERROR, "primary", f"more than one writable primary: {names}", "stop the wrong one")
+    elif not primaries:
+        yield Finding(Severity.WARNING, "primary", "no node is a primary")
+
+
+def _database(state: NodeState) -> Finding:
+    subject = state.node.name
+    if state.role is not None:
+        return Finding(
+            Severity.OK, subject, f"{state.role.value}, timeline {state.timeline}, {state.seconds * 1000:.0f} ms"
+        )
+    if state.reach is Reach.DENIED:
+        return Finding(
+            Severity.ERROR,
+            subject,
+            f"does not tell its role: {state.detail}",
+            "check EFM_LB_PROBE__USER, __PASSFILE, __SSLMODE and pg_hba.conf",
+        )
+    return Finding(Severity.WARNING, subject, f"{state.reach.value}: {state.detail}")

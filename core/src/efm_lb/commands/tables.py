@@ -1,0 +1,29 @@
+"""Tables: drawn where a person looks, plain columns where the output is piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["print_table"]
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+    """Print rows of text under headers to standard output.
+
+    :param styles: a rich style per row, such as ``red``; used on a terminal only
+    """
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*headers)
+        for number, row in enumerate(rows):
+            table.add_row(*(Text(cell) for cell in row), style=styles[number] if styles else None)
+        Console().print(table)
+        return
+    lines = [headers, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,67 @@
+"""From the truth and a balancer's view to the events that would make the view right. Pure."""
+
+from __future__ import annotations
+
+from efm_lb.balancers import View
+from efm_lb.events import Attach, Detach, Event, Origin, Promote
+from efm_lb.truth import Reach, Role, Truth
+
+__all__ = ["differences", "disagreement"]
+
+_GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
+
+
+def differences(truth: Truth, view: View) -> tuple[Event, ...]:
+    """The events that would bring a balancer in line with the truth, in the order to send them.
+
+    Writes first, then what can serve, then what cannot. Nothing is wanted while more
+    than one node is writable: that is for a person to end.
+
+    :param truth: what the databases say
+    :param view: what the balancer believes
+    :return: no event when they agree, or when the truth is not clear enough to act on
+    """
+    if len(truth.primaries) > 1:
+        return ()
+    events: list[Event] = []
+    origin = Origin.RECONCILE
+    primary = truth.primary
+    if primary:
+        seen = view.of(primary)
+        if seen and not (seen.writes and seen.attached):
+            events.append(Promote(primary, truth, origin))
+    events += [
+        Attach(seen.node, truth, origin)
+        for seen in view.nodes
+        if truth.role(seen.node) is Role.STANDBY and not seen.attached
+    ]
+    events += [
+        Detach(seen.node, truth, origin)
+        for seen in view.nodes
+        if truth.state(seen.node).reach in _GONE and seen.attached and (primary or not seen.writes)
+    ]
+    return tuple(events)
+
+
+def disagreement(truth: Truth, view: View) -> dict[str, str]:
+    """What is wrong with a view, per node name, in a few words; empty when nothing is.
+
+    :param truth: what the databases say
+    :param view: what the balancer believes
+    """
+    wrong: dict[str, str] = {}
+    for node in truth.nodes:
+        seen, state = view.of(node), truth.state(node)
+        if seen is None:
+            wrong[node.name] = "not known to this balancer"
+        elif seen.writes and state.role is Role.STANDBY:
+            wrong[node.name] = "gets writes, but is a standby"
+        elif seen.writes and state.reach in _GONE:
+            wrong[node.name] = "gets writes, but is down"
+        elif not seen.writes and state.role is Role.PRIMARY:
+            wrong[node.name] = "is a primary, but gets no writes"
+        elif not seen.attached and state.reach is Reach.ACCEPTING:
+            wrong[node.name] = "is up, but detached"
+        elif seen.attached and state.reach in _GONE:
+            wrong[node.name] = "is down, but attached"
+    return wrong
