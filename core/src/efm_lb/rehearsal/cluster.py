@@ -1,0 +1,394 @@
+"""A real PostgreSQL cluster on loopback addresses, made to be broken."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.processes import end_tree, signal_tree
+from efm_lb.rehearsal.programs import postgres_bindir
+from efm_lb.rehearsal.stage import ServerError, Stage, end, free_port, tail
+from efm_lb.rehearsal.waiting import wait_until
+
+__all__ = ["PROBE_PASSWORD", "PROBE_USER", "SUPERUSER", "TABLE", "Cluster", "Server"]
+
+SUPERUSER = "postgres"
+"""May log in without a password; the clients of the rehearsal and pgpool use it."""
+PROBE_USER = "efm"
+"""The role that hooks ask the databases as; needs `PROBE_PASSWORD`."""
+PROBE_PASSWORD = "probe-secret"
+TABLE = "rehearsal"
+"""The table that writers insert into: ``writer`` and ``number``."""
+
+_SETTINGS = """
+# fsync protects against a crash of the operating system, which is not rehearsed.
+fsync = off
+full_page_writes = off
+unix_socket_directories = ''
+dynamic_shared_memory_type = mmap
+shared_buffers = 16MB
+max_connections = 200
+max_wal_senders = 10
+wal_level = replica
+wal_keep_size = 64MB
+# pg_rewind needs it to bring an old primary back.
+wal_log_hints = on
+hot_standby = on
+wal_retrieve_retry_interval = 200ms
+wal_receiver_status_interval = 1s
+recovery_target_timeline = latest
+autovacuum = off
+timezone = UTC
+log_timezone = UTC
+log_line_prefix = '%m [%p] %a '
+log_min_messages = log
+"""
+
+_ACCESS = f"""
+host all {PROBE_USER} 127.0.0.0/8 scram-sha-256
+host all all 127.0.0.0/8 trust
+host replication all 127.0.0.0/8 trust
+"""
+
+# postgres --single takes one statement per line.
+_OBJECTS = f"""
+create role {PROBE_USER} login password '{PROBE_PASSWORD}'
+create table {TABLE} (writer int not null, number bigint not null)
+"""
+
+
+class Server:
+    """One database server of a cluster: EFM's node.
+
+    :ivar name: its address, as EFM passes it in ``%h``
+    :ivar number: counted from 0
+    :ivar process: the running postmaster, None while it is down
+    """
+
+    def __init__(self, stage: Stage, bindir: Path, number: int, host: str, port: int) -> None:
+        self.number = number
+        self.name = host
+        self.host = host
+        self.port = port
+        self.data = stage.directory / f"node{number + 1}"
+        self.log = stage.directory / f"node{number + 1}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._stage = stage
+        self._bindir = bindir
+
+    def __repr__(self) -> str:
+        return f"<Server {self.address}>"
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Its postmaster exists; it may be frozen, or not accept connections."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self, wait: bool = True) -> None:
+        """Start the server as what its data directory says, a primary or a standby.
+
+        :param wait: return when it takes connections
+        :raises ServerError: it did not, within 30 s
+        """
+        self.process = self._stage.start(
+            [
+                self._bindir / "postgres",
+                *("-D", self.data),
+                *("-c", f"listen_addresses={self.host}"),
+                *("-c", f"port={self.port}"),
+                *("-c", f"cluster_name=node{self.number + 1}"),
+            ],
+            self.log,
+        )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until the server takes connections, as pg_ctl does: by its pid file, which costs the server nothing.
+
+        :raises ServerError: it ended, or did not within ``timeout`` seconds
+        """
+        if not wait_until(lambda: not self.running or self._status() == "ready", timeout) or not self.running:
+            raise ServerError(f"{self.address} did not start; its log ends with:\n{tail(self.log)}")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server as ``pg_ctl stop`` does and wait for its end.
+
+        :param mode: ``fast``, ``smart`` or ``immediate``
+        :raises ServerError: it had not ended after 30 s
+        """
+        if not self.process:
+            return
+        number = {"fast": signal.SIGINT, "smart": signal.SIGTERM, "immediate": signal.SIGQUIT}[mode]
+        if self.running and not end(self.process, number, timeout=30):
+            raise ServerError(f"{self.address} did not stop; its log ends with:\n{tail(self.log)}")
+        self._gone()
+
+    def kill(self) -> None:
+        """End the server and all its processes at once, as a crash does; the host still refuses connections."""
+        if not self.process:
+            return
+        end_tree(self.process.pid)
+        self.process.wait()
+        self._gone()
+
+    def freeze(self) -> None:
+        """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
+        if self.process:
+            signal_tree(self.process.pid, signal.SIGSTOP)
+            signal_tree(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server run again."""
+        if self.process:
+            signal_tree(self.process.pid, signal.SIGCONT)
+
+    def promote(self, timeout: float = 30.0) -> None:
+        """Promote a standby and wait until it is out of recovery.
+
+        :raises sql.SqlError: it refused
+        :raises ServerError: it was not writable within ``timeout`` seconds
+        """
+        rows = self.query(f"select pg_promote(true, {int(timeout)}) as promoted", timeout=timeout + 5)
+        if rows[0]["promoted"] != "t":
+            raise ServerError(f"{self.address} was not promoted; its log ends with:\n{tail(self.log)}")
+
+    def follow(self, primary: Server) -> None:
+        """Make it a standby of ``primary``: by a reload while it runs, else from its next start on."""
+        source = f"host={primary.host} port={primary.port} user={SUPERUSER}"
+        if self.running:
+            self.query(f"alter system set primary_conninfo = '{source}'")
+            self.query("select pg_reload_conf()")
+            return
+        self._stage.write(self.data / "postgresql.auto.conf", f"primary_conninfo = '{source}'\n")
+        self._stage.write(self.data / "standby.signal", "")
+
+    def rejoin(self, primary: Server) -> None:
+        """Bring a server that is down back as a standby of ``primary``: rewound, or copied anew where that fails.
+
+        :raises ServerError: both failed, or it did not start
+        """
+        source = f"host={primary.host} port={primary.port} user={SUPERUSER} dbname=postgres"
+        # A new primary's control file names its timeline only after a checkpoint, and pg_rewind goes by that.
+        primary.query("checkpoint")
+        try:
+            self._stage.run(
+                [self._bindir / "pg_rewind", "--no-sync", f"--target-pgdata={self.data}", f"--source-server={source}"]
+            )
+        except ServerError:
+            self._remove()
+            copy = ["--no-sync", "--checkpoint=fast", "--wal-method=stream", f"--pgdata={self.data}"]
+            self._stage.run([self._bindir / "pg_basebackup", f"--dbname={source}", *copy])
+        self.follow(primary)
+        self.start()
+
+    def query(self, statement: str, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """Run one statement as the superuser, past any balancer.
+
+        :raises sql.SqlError: no session or no answer within ``timeout`` seconds, or the statement failed
+        """
+        return sql.query(self.host, self.port, statement, SUPERUSER, timeout)
+
+    def is_accepting(self, timeout: float = 1.0) -> bool:
+        """It takes connections and answers."""
+        return self.in_recovery(timeout) is not None
+
+    def in_recovery(self, timeout: float = 1.0) -> bool | None:
+        """What it says itself; None when it does not answer within ``timeout`` seconds."""
+        if not self.running:
+            return None
+        with contextlib.suppress(sql.SqlError):
+            return bool(self.query("select pg_is_in_recovery() as answer", timeout)[0]["answer"] == "t")
+        return None
+
+    def is_streaming(self) -> bool:
+        """It is a standby that receives WAL from a primary."""
+        with contextlib.suppress(sql.SqlError):
+            rows = self.query("select 1 from pg_stat_wal_receiver where status = 'streaming'", timeout=1)
+            return bool(rows)
+        return False
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        return tail(self.log, lines)
+
+    def seed(self, source: Path) -> None:
+        """Give the server, which is down, a fresh copy of ``source`` as its data directory."""
+        self._remove()
+        self._stage.run(["cp", "-a", "--reflink=auto", source, self.data])
+
+    def _status(self) -> str:
+        """The last line of postmaster.pid: starting, ready, standby (not accepting yet) or stopping."""
+        with contextlib.suppress(OSError, IndexError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            if self.process and int(lines[0]) == self.process.pid:
+                return lines[7].strip()
+        return ""
+
+    def _remove(self) -> None:
+        _release_shared_memory(self.data)
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _gone(self) -> None:
+        if self.process:
+            self._stage.forget(self.process)
+            self.process = None
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self.kill()
+        _release_shared_memory(self.data)
+
+
+class Cluster:
+    """One primary and its standbys, all on one port of 127.0.0.11, 127.0.0.12, and so on.
+
+    :ivar nodes: the servers; number 0 is the primary at first
+    :ivar stage: where pgpool is started too
+    """
+
+    def __init__(self, stage: Stage, nodes: int) -> None:
+        self.stage = stage
+        self._bindir = postgres_bindir()
+        self._seed = stage.directory / "seed"
+        hosts = [f"127.0.0.{11 + number}" for number in range(nodes)]
+        port = free_port(*hosts)
+        self.nodes = [Server(stage, self._bindir, number, host, port) for number, host in enumerate(hosts)]
+        self._rebuilds = 0
+
+    @classmethod
+    def start(cls, nodes: int = 3) -> Cluster:
+        """Make and start a cluster on a stage of its own; it is removed with `close` or at the end of a ``with``.
+
+        :param nodes: how many servers
+        :raises MissingProgramError: PostgreSQL is not installed
+        :raises ServerError: a server did not start
+        """
+        stage = Stage()
+        try:
+            cluster = cls(stage, nodes)
+            cluster._make_seed()
+            cluster.rebuild()
+        except BaseException:
+            stage.close()
+            raise
+        return cluster
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def primary(self) -> Server:
+        """The only server that says it is a primary.
+
+        :raises ServerError: none does, or more than one
+        """
+        primaries = [node for node in self.nodes if node.in_recovery() is False]
+        if len(primaries) != 1:
+            raise ServerError(f"{len(primaries)} servers say that they are the primary: {primaries}")
+        return primaries[0]
+
+    @property
+    def standbys(self) -> list[Server]:
+        """The servers that say they are in recovery, in their order."""
+        return [node for node in self.nodes if node.in_recovery()]
+
+    def wait_streaming(self, timeout: float = 15.0) -> None:
+        """Wait until every server that is up and a standby receives WAL.
+
+        :raises ServerError: one did not within ``timeout`` seconds
+        """
+        for node in self.standbys:
+            if not wait_until(node.is_streaming, timeout, interval=0.02):
+                raise ServerError(f"{node.address} does not stream; its log ends with:\n{node.log_tail()}")
+
+    def reset(self) -> None:
+        """As at first: node 0 the primary, all others its standbys, an empty table. Cheap when little has happened.
+
+        :raises ServerError: a server did not start
+        """
+        for node in self.nodes:
+            node.thaw()
+        if not self._is_as_built():
+            self.rebuild()
+            return
+        self.nodes[0].query(f"truncate {TABLE}")
+
+    def rebuild(self) -> None:
+        """End every server and start them all on fresh copies of the seed."""
+
+        def copy(node: Server) -> None:
+            node.kill()
+            node.seed(self._seed)
+            if node.number:
+                node.follow(self.nodes[0])
+
+        with ThreadPoolExecutor(len(self.nodes)) as threads:
+            list(threads.map(copy, self.nodes))
+        for node in self.nodes:
+            node.start(wait=False)
+        for node in self.nodes:
+            node.wait_ready()
+        self.wait_streaming()
+
+    def close(self) -> None:
+        """End the servers and everything else on the stage, and remove its directory; not when the stage is kept."""
+        if not self.stage.kept:
+            for node in self.nodes:
+                node.close()
+        self.stage.close()
+
+    def _is_as_built(self) -> bool:
+        """On the first timeline, with node 0 as the primary and all others streaming."""
+        if not all(node.running for node in self.nodes):
+            return False
+        try:
+            timeline = self.nodes[0].query("select timeline_id from pg_control_checkpoint()", timeout=2)
+        except sql.SqlError:
+            return False
+        return (
+            timeline == [{"timeline_id": "1"}]
+            and self.nodes[0].in_recovery() is False
+            and all(node.in_recovery() and node.is_streaming() for node in self.nodes[1:])
+        )
+
+    def _make_seed(self) -> None:
+        """One data directory, shut down cleanly: a copy of it is a primary, or with standby.signal a standby of one."""
+        self.stage.run(
+            [
+                self._bindir / "initdb",
+                *("--no-sync", "--no-instructions", "--auth=trust", "--encoding=UTF8", "--locale=C"),
+                *("--wal-segsize=1", f"--username={SUPERUSER}", f"--pgdata={self._seed}"),
+            ]
+        )
+        with (self._seed / "postgresql.conf").open("a") as settings:
+            settings.write(_SETTINGS)
+        self.stage.write(self._seed / "pg_hba.conf", _ACCESS)
+        self.stage.run([self._bindir / "postgres", "--single", "-D", self._seed, "postgres"], _OBJECTS.lstrip())
+
+
+def _release_shared_memory(data: Path) -> None:
+    """Remove the System V segment that a killed postmaster has left behind; its pid file names it."""
+    try:
+        identifier = int((data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+    except (OSError, IndexError, ValueError):
+        return
+    ipc_rmid = 0
+    ctypes.CDLL(None).shmctl(identifier, ipc_rmid, None)

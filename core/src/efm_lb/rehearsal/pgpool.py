@@ -1,0 +1,289 @@
+"""A real pgpool in front of a rehearsal's cluster, configured as an external failover manager needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from efm_lb.rehearsal import programs, sql
+from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.processes import end_tree, signal_tree
+from efm_lb.rehearsal.stage import ServerError, end, free_port, tail
+from efm_lb.rehearsal.waiting import wait_until
+
+__all__ = ["PCP_PASSWORD", "PCP_USER", "Pgpool"]
+
+PCP_USER = "pcpadm"
+PCP_PASSWORD = "pcp-secret"
+_HOST = "127.0.0.1"
+
+# What does not fight EFM: pgpool changes nothing by itself. failover_on_backend_shutdown
+# is on in 4.3.0-4.3.8 and 4.4.0-4.4.5 unless it is written down, whatever the manual says.
+_SETTINGS: Mapping[str, object] = {
+    "backend_clustering_mode": "streaming_replication",
+    "load_balance_mode": "on",
+    "failover_on_backend_error": "off",
+    "failover_on_backend_shutdown": "off",
+    "auto_failback": "off",
+    "detach_false_primary": "off",
+    "failover_command": "",
+    "failback_command": "",
+    "follow_primary_command": "",
+    "search_primary_node_timeout": 3,
+    "health_check_period": 0,
+    "health_check_user": SUPERUSER,
+    "health_check_database": "postgres",
+    "sr_check_period": 0,
+    "sr_check_user": SUPERUSER,
+    "sr_check_database": "postgres",
+    "delay_threshold": 10_000_000,
+    "enable_pool_hba": "on",
+    "allow_clear_text_frontend_auth": "off",
+    "num_init_children": 24,
+    "max_pool": 4,
+    "log_line_prefix": "%m: %a pid %p: ",
+}
+
+
+class Pgpool:
+    """One pgpool on 127.0.0.1.
+
+    :ivar name: ``pool1``, ``pool2``, ...
+    :ivar host: of both ports
+    :ivar port: where clients connect
+    :ivar pcp_port: where hooks connect
+    :ivar pcp_passfile: a pcp password file, owned by this process' account
+    """
+
+    host = _HOST
+    pcp_user = PCP_USER
+
+    def __init__(self, cluster: Cluster, settings: Mapping[str, object]) -> None:
+        self.cluster = cluster
+        self._stage = cluster.stage
+        self._program = programs.pgpool()
+        number = 1
+        while (self._stage.directory / f"pool{number}").exists():
+            number += 1
+        self.name = f"pool{number}"
+        self.directory = self._stage.make_directory(self.name)
+        self.port = free_port(_HOST)
+        self.pcp_port = free_port(_HOST)
+        self.log = self._stage.directory / f"{self.name}.log"
+        self.pcp_passfile = self._stage.directory / f"{self.name}.pcppass"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._write_files(settings)
+
+    @classmethod
+    def start(cls, cluster: Cluster, settings: Mapping[str, object] | None = None) -> Pgpool:
+        """Configure and start a pgpool for ``cluster``.
+
+        :param settings: of pgpool.conf, over the recommended ones
+        :raises MissingProgramError: pgpool is not installed
+        :raises ServerError: it did not start
+        """
+        pool = cls(cluster, settings or {})
+        try:
+            pool.launch(discard_status=True)
+        except BaseException:
+            pool.close()
+            raise
+        return pool
+
+    def __enter__(self) -> Pgpool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Pgpool {self.name} {self.host}:{self.port}>"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, discard_status: bool = False, timeout: float = 15.0) -> None:
+        """Start it and wait until it serves clients and has found the primary, if there is one.
+
+        :param discard_status: forget which nodes were down (``pgpool -D``)
+        :raises ServerError: it ended, or did not serve within ``timeout`` seconds
+        """
+        directory = self.directory
+        self.process = self._stage.start(
+            [
+                self._program,
+                "-n",
+                *(["-D"] if discard_status else []),
+                *("-f", directory / "pgpool.conf"),
+                *("-F", directory / "pcp.conf"),
+                *("-a", directory / "pool_hba.conf"),
+            ],
+            self.log,
+        )
+        # It serves before it has looked for the primary.
+        primary = any(node.in_recovery() is False for node in self.cluster.nodes)
+        if not wait_until(lambda: not self.running or self._serves(primary), timeout, 0.02) or not self.running:
+            raise ServerError(f"{self.name} did not start; its log ends with:\n{self.log_tail()}")
+
+    def stop(self) -> None:
+        """Stop it (fast) and wait for its end; killed when it takes longer than 5 s."""
+        if not self.process:
+            return
+        if self.running and not end(self.process, signal.SIGINT, timeout=5):
+            self.kill()
+        self._gone()
+
+    def restart(self, discard_status: bool = False) -> None:
+        """Stop and start it; it remembers which nodes were down, unless ``discard_status``."""
+        self.thaw()
+        self.stop()
+        self.launch(discard_status)
+
+    def reset(self) -> None:
+        """As at first: running, every node attached, the true primary known. Cheap when it is so already."""
+        self.thaw()
+        if not self.running:
+            self.launch(discard_status=True)
+        elif not self.is_right():
+            self.restart(discard_status=True)
+
+    def kill(self) -> None:
+        """End it and all its processes at once; its ports refuse from then on."""
+        if self.process:
+            end_tree(self.process.pid)
+            self.process.wait()
+            self._gone()
+
+    def freeze(self) -> None:
+        """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
+        if self.process:
+            signal_tree(self.process.pid, signal.SIGSTOP)
+            signal_tree(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen pgpool run again."""
+        if self.process:
+            signal_tree(self.process.pid, signal.SIGCONT)
+
+    def query(self, statement: str, timeout: float = 5.0) -> list[dict[str, str | None]]:
+        """Run one statement through this pgpool.
+
+        :raises sql.SqlError: no session or no answer within ``timeout`` seconds, or the statement failed
+        """
+        return sql.query(self.host, self.port, statement, timeout=timeout)
+
+    def show_pool_nodes(self, timeout: float = 5.0) -> list[dict[str, str]]:
+        """What ``show pool_nodes`` says, one dictionary by column name per node, in their order.
+
+        Asked again while pgpool drops sessions, as it does after each change.
+
+        :raises sql.SqlError: no answer within ``timeout`` seconds
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                rows = self.query("show pool_nodes", max(0.2, deadline - time.monotonic()))
+            except sql.SqlError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.02)
+            else:
+                return [{name: value or "" for name, value in row.items()} for row in rows]
+
+    def attached(self) -> list[str]:
+        """The hosts of the nodes in rotation: up, or waiting for their first client."""
+        return [row["hostname"] for row in self.show_pool_nodes() if row["status"] in ("up", "waiting")]
+
+    def primary(self) -> str | None:
+        """The host of the node that it sends writes to, None when it has none."""
+        for row in self.show_pool_nodes():
+            if row["role"] == "primary" and row["status"] in ("up", "waiting"):
+                return row["hostname"]
+        return None
+
+    def is_right(self) -> bool:
+        """Writes go to the real primary, and exactly the servers that answer are attached."""
+        try:
+            rows = self.show_pool_nodes()
+        except sql.SqlError:
+            return False
+        for node, row in zip(self.cluster.nodes, rows, strict=True):
+            in_recovery = node.in_recovery()
+            attached = row["status"] in ("up", "waiting")
+            if attached != (in_recovery is not None):
+                return False
+            if (row["role"] == "primary") != (in_recovery is False):
+                return False
+        return True
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        return tail(self.log, lines)
+
+    def close(self) -> None:
+        """Stop it, whatever it is doing; not when the stage is kept."""
+        if not self._stage.kept:
+            self.thaw()
+            self.stop()
+
+    def _serves(self, primary: bool) -> bool:
+        with contextlib.suppress(sql.SqlError):
+            rows = self.query("show pool_nodes", timeout=1)
+            return not primary or any(row["role"] == "primary" for row in rows)
+        return False
+
+    def _gone(self) -> None:
+        if self.process:
+            self._stage.forget(self.process)
+            _release_shared_memory(self.process.pid)
+            self.process = None
+
+    def _write_files(self, overrides: Mapping[str, object]) -> None:
+        settings: dict[str, object] = {
+            **_SETTINGS,
+            "listen_addresses": _HOST,
+            "port": self.port,
+            "pcp_listen_addresses": _HOST,
+            "pcp_port": self.pcp_port,
+            "socket_dir": self.directory,
+            "pcp_socket_dir": self.directory,
+            "pid_file_name": self.directory / "pgpool.pid",
+            "logdir": self.directory,
+            "work_dir": self.directory,
+        }
+        for node in self.cluster.nodes:
+            settings |= {
+                f"backend_hostname{node.number}": node.host,
+                f"backend_port{node.number}": node.port,
+                f"backend_weight{node.number}": 1,
+                f"backend_data_directory{node.number}": node.data,
+                f"backend_flag{node.number}": "ALLOW_TO_FAILOVER",
+            }
+        settings |= overrides
+        lines = (f"{name} = '{value}'\n" for name, value in settings.items())
+        self._stage.write(self.directory / "pgpool.conf", "".join(lines))
+        self._stage.write(self.directory / "pool_hba.conf", "local all all trust\nhost all all 127.0.0.0/8 trust\n")
+        digest = hashlib.md5(PCP_PASSWORD.encode(), usedforsecurity=False).hexdigest()
+        self._stage.write(self.directory / "pcp.conf", f"{PCP_USER}:{digest}\n")
+        self.pcp_passfile.touch(mode=0o600)
+        self.pcp_passfile.write_text(f"*:*:{PCP_USER}:{PCP_PASSWORD}\n")
+
+
+def _release_shared_memory(pid: int) -> None:
+    """Remove the System V segments that a killed pgpool has left behind; the kernel knows who made them."""
+    try:
+        segments = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    except OSError:
+        return
+    made = [fields[1] for fields in map(str.split, segments) if fields[4] == str(pid)]
+    if made:
+        subprocess.run(["ipcrm", *(f"--shmem-id={identifier}" for identifier in made)], check=False, timeout=10)

@@ -1,0 +1,80 @@
+"""Real servers for the tests: one PostgreSQL cluster per session, as new for each test that asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.hooks import Hook, efm_lb_hook, hook_environment
+from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.rehearsal.programs import MissingProgramError
+
+
+@pytest.fixture(scope="session")
+def standing_cluster() -> Iterator[Cluster]:
+    """The session's cluster of three nodes, in whatever state the last test left it."""
+    try:
+        cluster = Cluster.start(nodes=3)
+    except MissingProgramError as error:
+        pytest.skip(str(error))
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(standing_cluster: Cluster) -> Cluster:
+    """Three nodes: ``nodes[0]`` is the primary on the first timeline, the others are its standbys."""
+    standing_cluster.reset()
+    return standing_cluster
+
+
+@pytest.fixture(scope="session")
+def standing_pgpool(standing_cluster: Cluster) -> Iterator[Pgpool]:
+    """The session's pgpool with the recommended settings, in whatever state the last test left it."""
+    standing_cluster.reset()
+    with Pgpool.start(standing_cluster) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pgpool(cluster: Cluster, standing_pgpool: Pgpool) -> Pgpool:
+    """A pgpool in front of `cluster`, every node attached, with the recommended settings."""
+    standing_pgpool.reset()
+    return standing_pgpool
+
+
+@pytest.fixture
+def start_pgpool(cluster: Cluster) -> Iterator[Callable[..., Pgpool]]:
+    """Start further pgpools, with settings of their own: ``start_pgpool(search_primary_node_timeout=10)``."""
+    pools: list[Pgpool] = []
+
+    def start(**settings: object) -> Pgpool:
+        pools.append(Pgpool.start(cluster, settings))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def make_hook(cluster: Cluster, tmp_path: Path) -> Callable[..., Hook]:
+    """Make a hook for any pgpools, with a fresh state directory.
+
+    ``make_hook(pool1, pool2, extra={"EFM_LB_DEADLINE": 5}, name="other-host")``
+    """
+
+    def make(*pools: Pgpool, extra: Mapping[str, object] | None = None, name: str | None = None) -> Hook:
+        env_file = hook_environment(cluster, pools, name or tmp_path.name, extra)
+        return efm_lb_hook(env_file)
+
+    return make
+
+
+@pytest.fixture
+def hook(pgpool: Pgpool, make_hook: Callable[..., Hook]) -> Hook:
+    """efm-lb for `cluster` and `pgpool`: ``hook("attach", node.name, "p")`` returns a `Run`."""
+    return make_hook(pgpool)
