@@ -6,12 +6,17 @@ run is a fresh process during an outage.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pluggy import HookimplMarker
 
-from efm_lb.balancers import Balancer, Finding, NodeView, Severity, View
+from efm_lb.balancers import Balancer
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
+
+if TYPE_CHECKING:
+    from efm_lb.views import Finding, NodeView, Severity, View
 
 __version__ = "0.1.0"
 
@@ -40,3 +45,12 @@ __all__ = [
     "View",
     "hookimpl",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load what only commands for people need when it is first asked for (PEP 562)."""
+    if name in ("Finding", "NodeView", "Severity", "View"):
+        from efm_lb import views
+
+        return getattr(views, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

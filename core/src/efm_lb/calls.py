@@ -1,7 +1,5 @@
 """An EFM call: what the command line of a script hook says, read without an argument parser's start-up cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple

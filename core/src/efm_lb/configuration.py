@@ -1,7 +1,5 @@
 """The validated settings of one cluster, as plain data that the hook can load without importing a validator."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple

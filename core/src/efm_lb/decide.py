@@ -1,7 +1,5 @@
 """From a call and the truth to an event: the rules, without I/O and without a clock."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import NamedTuple
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from efm_lb.balancers import Balancer, Finding, View
+from efm_lb.balancers import Balancer
 from efm_lb.configuration import Configuration
 from efm_lb.events import Attach, Detach, Event
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.registry import register
 from efm_lb.truth import Node, Truth
+
+if TYPE_CHECKING:
+    from efm_lb.views import Finding
 
 __all__ = ["Answer", "Dispatcher"]
 
@@ -66,7 +69,9 @@ class Dispatcher:
         return {name: answer for name, (answer, _) in answers}
 
     def views(self, nodes: tuple[Node, ...], deadline: float) -> dict[str, Answer]:
-        """What every balancer believes about ``nodes``, as a `View` per balancer."""
+        """What every balancer believes about ``nodes``, as an `efm_lb.View` per balancer."""
+        from efm_lb.views import View
+
         answers = self._call("efm_lb_view", deadline, nodes=nodes)
         return {name: self._typed(answer, View, name) for name, (answer, _) in answers}
 

@@ -22,10 +22,11 @@ from pluggy import HookspecMarker
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from efm_lb.balancers import Balancer, Finding, View
+    from efm_lb.balancers import Balancer
     from efm_lb.events import Attach, Detach, Event, Promote
     from efm_lb.outcomes import Outcome
     from efm_lb.truth import Node, Truth
+    from efm_lb.views import Finding, View
 
 _spec = HookspecMarker("efm_lb")
 

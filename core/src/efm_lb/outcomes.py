@@ -1,7 +1,5 @@
 """What an event did to a balancer, as data, and the errors an adapter raises instead."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import NamedTuple
 
@@ -43,15 +41,15 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
 
     @classmethod
-    def changed(cls, detail: str) -> Outcome:
+    def changed(cls, detail: str) -> "Outcome":
         return cls(Result.CHANGED, detail)
 
     @classmethod
-    def unchanged(cls, detail: str) -> Outcome:
+    def unchanged(cls, detail: str) -> "Outcome":
         return cls(Result.UNCHANGED, detail)
 
     @classmethod
-    def deferred(cls, detail: str, again_after: float | None = None) -> Outcome:
+    def deferred(cls, detail: str, again_after: float | None = None) -> "Outcome":
         return cls(Result.DEFERRED, detail, again_after)
 
     @property

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from efm_lb.balancers import View
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.truth import Reach, Role, Truth
+from efm_lb.views import View
 
 __all__ = ["differences", "disagreement"]
 

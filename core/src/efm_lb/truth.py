@@ -1,7 +1,5 @@
 """What the databases say: pure data, no I/O (see `efm_lb.probe` for the asking)."""
 
-from __future__ import annotations
-
 from _socket import AF_INET6, inet_pton
 from enum import Enum
 from typing import NamedTuple

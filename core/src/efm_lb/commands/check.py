@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from efm_lb.balancers import Finding, Severity
 from efm_lb.commands.observe import ask
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_UNAVAILABLE
 from efm_lb.truth import NodeState, Reach, Truth
+from efm_lb.views import Finding, Severity
 
 __all__ = ["check"]
 

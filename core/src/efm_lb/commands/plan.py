@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 
-from efm_lb.balancers import View
 from efm_lb.commands.observe import observe
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.reconcile import differences
+from efm_lb.views import View
 
 __all__ = ["plan"]
 

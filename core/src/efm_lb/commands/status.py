@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from efm_lb.balancers import View
 from efm_lb.commands.observe import Observation, observe
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.reconcile import disagreement
 from efm_lb.truth import NodeState
+from efm_lb.views import View
 
 __all__ = ["status"]
 
