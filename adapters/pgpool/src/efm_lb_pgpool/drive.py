@@ -1,0 +1,189 @@
+"""Drive a pgpool step by step until it is as an event wants it, and prove it by reading it back."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+from typing import NamedTuple
+
+from efm_lb import Event, Outcome, PermanentError, TemporaryError
+from efm_lb_pgpool.members import Member, Members
+from efm_lb_pgpool.pcp import Refusal, Session
+from efm_lb_pgpool.steps import Ask, Command, Defer, Done, Fail, Memory, Step, Wait, next_step, observed, sent
+
+__all__ = ["begin", "drive"]
+
+_MARGIN = 0.1
+"""Seconds before the deadline at which to give up, so that the reason is still told."""
+_FIRST_PAUSE = 0.02
+"""Seconds between a command and the first look; most effects show by then."""
+_LONGEST_PAUSE = 0.1
+_MAX_REFUSALS = 3
+
+
+class _Halt(NamedTuple):
+    """Where a run ended.
+
+    :param step: the last decision; a Wait or a Command when time ran out
+    :param problem: the last thing that went wrong on the way, or empty
+    """
+
+    step: Step
+    memory: Memory
+    problem: str
+
+
+def drive(event: Event, members: Members, deadline: float) -> Outcome:
+    """Bring the pgpools in line with ``event``.
+
+    Every look and every command has a connection of its own, closed before anything is waited for.
+
+    :param deadline: by ``time.monotonic()``
+    :return: changed, unchanged or deferred
+    :raises TemporaryError: no answer, or not done in time; says what is still wrong
+    :raises PermanentError: pgpool refuses, or does not know the node
+    """
+    limit = deadline - _MARGIN
+    step, memory, problem = _run(event, members, limit)
+    did = ", ".join(map(str, memory.sent))
+    if isinstance(step, Defer):
+        return Outcome.deferred(step.why, step.again_after)
+    if isinstance(step, Fail) and step.permanent:
+        raise PermanentError(step.why)
+    if not isinstance(step, Done):
+        wrong = f"{step} is not done" if isinstance(step, Command | Ask) else step.why
+        parts = (f"{did} was sent, but" if did else "", wrong, f"({problem})" if problem else "")
+        raise TemporaryError(" ".join(part for part in parts if part))
+    absent = _prove_on_others(event, members, memory, limit)
+    parts = (did, step.detail, f"not reached: {', '.join(map(str, absent))}" if absent else "")
+    detail = "; ".join(part for part in parts if part)
+    return Outcome.changed(detail) if did else Outcome.unchanged(detail)
+
+
+def begin(event: Event, members: Members, deadline: float) -> tuple[Step, Memory]:
+    """The first step, with nothing sent. Raises as `drive`."""
+    nodes = members.nodes(deadline)
+    if len(members.all) > 1:
+        _demand_watchdog(members.current, deadline)
+    memory = Memory(nodes.backends)
+    step = next_step(event, nodes.backends, memory)
+    if isinstance(step, Ask):
+        memory = memory._replace(search_timeout=_setting(members.current, step.setting, deadline))
+        step = next_step(event, nodes.backends, memory)
+    return step, memory
+
+
+def _run(event: Event, members: Members, limit: float) -> _Halt:
+    step, memory = begin(event, members, limit)
+    sent_at = monotonic()
+    pause = _FIRST_PAUSE
+    problem = ""
+    refusals = 0
+    while not isinstance(step, Done | Defer | Fail):
+        if isinstance(step, Command):
+            try:
+                refusal = _send(step, members.current, limit)
+            except TemporaryError as error:
+                problem = str(error)
+            else:
+                if refusal:
+                    problem = refusal
+                    refusals += 1
+                else:
+                    memory = sent(memory, step)
+                    sent_at = monotonic()
+                    pause = _FIRST_PAUSE
+        if refusals == _MAX_REFUSALS or monotonic() + pause >= limit:
+            break
+        sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        try:
+            backends = members.nodes(limit).backends
+        except TemporaryError as error:
+            problem = str(error)
+            step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
+            continue
+        memory = observed(memory._replace(quiet=monotonic() - sent_at), backends)
+        step = next_step(event, backends, memory)
+    return _Halt(step, memory, problem)
+
+
+def _send(command: Command, member: Member, limit: float) -> str:
+    """Send a command on a connection of its own.
+
+    :return: why pgpool did not take it, or empty when it did, or may have
+    :raises TemporaryError: it was certainly not sent
+    :raises PermanentError: pgpool's configuration forbids it
+    """
+    with member.session(limit) as session:
+        # what a reply hides is only in the log: a promote that does nothing is answered like any other
+        session.want_log()
+        try:
+            _request(command, session, member.since_4_3)
+        except Refusal as refusal:
+            text = str(refusal)
+            if "disallowed" in text:
+                raise PermanentError(f"{command}: {text}; backend_flag must be ALLOW_TO_FAILOVER") from None
+            if "pgpool mode" in text:
+                raise PermanentError(f"{command}: {text}") from None
+            return text
+        except TemporaryError:
+            return ""
+        return next((str(notice) for notice in session.notices if _denies(notice.message)), "")
+
+
+def _request(command: Command, session: Session, since_4_3: bool) -> None:
+    node_id = command.backend.id
+    if command.verb == "attach":
+        session.attach(node_id)
+    elif command.verb == "detach":
+        session.detach(node_id)
+    else:
+        session.promote(node_id, since_4_3)
+
+
+def _denies(message: str) -> bool:
+    """Whether a log line says that a request was dropped (pgpool's src/main/pool_internal_comms.c)."""
+    return any(words in message for words in ("is canceled", "not valid", "not in stable state"))
+
+
+def _setting(member: Member, name: str, limit: float) -> int:
+    """A setting of pgpool in seconds; 0 when it does not say."""
+    with member.session(limit) as session:
+        try:
+            return int(session.settings().get(name, "0"))
+        except (Refusal, ValueError):
+            return 0
+
+
+def _demand_watchdog(member: Member, limit: float) -> None:
+    """Several pgpools without a watchdog know nothing of each other: a command to one would leave the rest wrong."""
+    with member.session(limit) as session:
+        if session.watchdog() is None:
+            raise PermanentError(
+                f"HOST lists several pgpools, but {member} runs without watchdog: make each a balancer of its own"
+            )
+
+
+def _prove_on_others(event: Event, members: Members, memory: Memory, limit: float) -> list[Member]:
+    """Wait until every other member believes the same.
+
+    A member that does not answer is no failure: it takes the leader's state when it comes back.
+
+    :return: the members that do not answer
+    :raises TemporaryError: one believes something else
+    """
+    absent = []
+    for member in members.others:
+        while True:
+            try:
+                backends = member.nodes(limit).backends
+            except TemporaryError:
+                absent.append(member)
+                break
+            step = next_step(event, backends, memory)
+            if isinstance(step, Done):
+                break
+            if monotonic() + _LONGEST_PAUSE >= limit:
+                raise TemporaryError(f"{member} does not follow {members.current}: {step}")
+            sleep(_LONGEST_PAUSE)
+    return absent

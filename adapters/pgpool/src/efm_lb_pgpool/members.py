@@ -1,0 +1,133 @@
+"""The pgpools behind one balancer: where they listen, how to log in, and which one answers.
+
+Usually there is one. Several are the members of one watchdog cluster, where a command to any member is
+carried out by the leader and copied to all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from time import monotonic, sleep
+from typing import Any
+
+from efm_lb import Balancer, PermanentError, TemporaryError
+from efm_lb_pgpool import passfile
+from efm_lb_pgpool.pcp import Interrupted, Nodes, Server, Session, connect
+
+__all__ = ["Member", "Members", "members_of", "server_of"]
+
+_RETRY_PAUSE = 0.05
+"""Seconds before asking again after a broken connection."""
+
+
+class Member:
+    """One pgpool, and the login to it. Holds no connection.
+
+    ``since_4_3`` is known after the first look: it speaks the dialect of pgpool 4.3 and later.
+    """
+
+    def __init__(self, server: Server, user: str, password: str, connect_timeout: float) -> None:
+        self.server = server
+        self._user = user
+        self._password = password
+        self._connect_timeout = connect_timeout
+        self.since_4_3 = False
+
+    def session(self, deadline: float) -> Session:
+        """A new connection, logged in. Raises as `efm_lb_pgpool.pcp.connect`."""
+        return connect(self.server, self._user, self._password, deadline, self._connect_timeout)
+
+    def nodes(self, deadline: float) -> Nodes:
+        """All backends.
+
+        A connection that breaks is tried anew for as long as a connect may take: pgpool restarts its PCP listener
+        after every state change. No answer may take more than half of what is left, because pgpool can announce
+        more bytes than it sends (a race over the replication state, in every release up to 4.7.2).
+
+        :raises TemporaryError: no answer
+        :raises PermanentError: the login was refused
+        """
+        give_up = min(deadline, monotonic() + self._connect_timeout)
+        while True:
+            now = monotonic()
+            try:
+                with self.session(min(deadline, now + max((deadline - now) / 2, self._connect_timeout))) as session:
+                    nodes = session.nodes(self.since_4_3)
+                self.since_4_3 = nodes.since_4_3
+                return nodes
+            except Interrupted:
+                if monotonic() + _RETRY_PAUSE >= give_up:
+                    raise
+                sleep(_RETRY_PAUSE)
+
+    def __str__(self) -> str:
+        return str(self.server)
+
+
+class Members:
+    """The pgpools of one balancer, of which the current one is talked to as long as it answers.
+
+    :param members: at least one, in the order of the setting
+    """
+
+    def __init__(self, members: tuple[Member, ...]) -> None:
+        self.all = members
+        self.current = members[0]
+
+    @property
+    def others(self) -> tuple[Member, ...]:
+        return tuple(member for member in self.all if member is not self.current)
+
+    def nodes(self, deadline: float) -> Nodes:
+        """All backends as the current member sees them, or else the next one that answers.
+
+        :raises TemporaryError: none answers
+        :raises PermanentError: a login was refused
+        """
+        problems = []
+        for member in (self.current, *self.others):
+            try:
+                nodes = member.nodes(deadline)
+            except TemporaryError as error:
+                problems.append(str(error))
+            else:
+                self.current = member
+                return nodes
+        raise TemporaryError("; ".join(problems))
+
+
+def members_of(balancer: Balancer, environment: Mapping[str, str] = os.environ) -> Members:
+    """The members that a balancer's settings name.
+
+    :raises PermanentError: a HOST that is none, or no password for one
+    """
+    settings = balancer.settings
+    path = passfile.locate(settings.get("passfile"), environment)
+    user = str(settings["user"])
+    return Members(tuple(_member(text, user, path, settings, balancer.connect_timeout) for text in settings["host"]))
+
+
+def _member(text: str, user: str, path: str, settings: Mapping[str, Any], connect_timeout: float) -> Member:
+    server = server_of(text, int(settings.get("port", 9898)))
+    return Member(server, user, passfile.password(path, server.host, server.port, user), connect_timeout)
+
+
+def server_of(text: str, port: int) -> Server:
+    """Read one entry of HOST: ``host``, ``host:port``, ``[::1]:port``, ``::1`` or a directory ``/run/pgpool``.
+
+    :param port: where the entry has none
+    :raises PermanentError: it is none of these
+    """
+    text = text.strip()
+    host, colon, number = text, "", ""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise PermanentError(f"HOST {text!r} is no host or host:port")
+        colon, number = rest[:1], rest[1:]
+    elif not text.startswith("/") and text.count(":") == 1:
+        host, colon, number = text.partition(":")
+    if not host or (colon and not (number.isascii() and number.isdigit() and 0 < int(number) < 65536)):
+        raise PermanentError(f"HOST {text!r} is no host or host:port")
+    return Server(host, int(number) if colon else port)

@@ -1,0 +1,341 @@
+"""The next step that brings a pgpool in line with an event: pure decisions, no I/O and no clock.
+
+`next_step` looks only at what pgpool believes now, so the same event again sends nothing,
+and it does not matter who else changed something in between. What it must remember of
+its own run is in `Memory`. Every rule below is about one fact of pgpool's failover():
+
+* An effective attach of any node, and a detach of the node that pgpool calls primary (of any node
+  while it calls none so), make pgpool look for the primary: the attached node that is not in
+  recovery; of two, the one with the highest id. While it finds none, its main process is blocked and
+  clients wait, up to search_primary_node_timeout. Such a search shows as a node that is down and primary.
+* A detach of the old primary therefore moves writes by itself once PostgreSQL was promoted, and
+  leaves the standbys alone. pcp_promote_node throws every other node out, asks no database, and is
+  executed again when it is sent again.
+* A reply means "queued". Each request takes pgpool about 1 s, most of it after its effect.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from efm_lb import Attach, Detach, Event, Node, Origin, Promote, Role
+from efm_lb_pgpool.node_info import Backend
+
+__all__ = [
+    "HOLD",
+    "RESEND",
+    "SETTLE",
+    "SHORT_SEARCH",
+    "TRIES",
+    "Ask",
+    "Command",
+    "Defer",
+    "Done",
+    "Fail",
+    "Memory",
+    "Step",
+    "Wait",
+    "backend_of",
+    "next_step",
+    "observed",
+    "primary_of",
+    "sent",
+]
+
+HOLD = 5.0
+"""Seconds until a held back event is judged again: longer than most promotions take."""
+
+SHORT_SEARCH = 10
+"""The longest search_primary_node_timeout, in seconds, that is worth the wait: see `_detach_blocks`."""
+
+SETTLE = 1.5
+"""Seconds that pgpool gets to find its primary after an attach. That search cannot be seen in its node info."""
+
+TRIES = 2
+"""How often a run sends one command: when it is undone that often, something else manages this pgpool."""
+
+RESEND = 3.0
+"""Seconds without effect after which an attach or detach is sent again: pgpool's queue drops what does not fit."""
+
+
+class Command(NamedTuple):
+    """Send this to pgpool, then look again."""
+
+    verb: Literal["attach", "detach", "promote"]
+    backend: Backend
+
+    def __str__(self) -> str:
+        return f"pcp_{self.verb}_node {self.backend}"
+
+
+class Wait(NamedTuple):
+    """Look again a little later; out of time, ``why`` is the error."""
+
+    why: str
+
+
+class Done(NamedTuple):
+    """pgpool is as the event wants it."""
+
+    detail: str
+
+
+class Defer(NamedTuple):
+    """Acting now would be wrong, and it is not an error."""
+
+    why: str
+    again_after: float | None
+
+
+class Fail(NamedTuple):
+    """It cannot be done; ``permanent`` when no retry can help."""
+
+    why: str
+    permanent: bool = False
+
+
+class Ask(NamedTuple):
+    """Put pgpool's value of this setting, in seconds, into `Memory.search_timeout`, then decide again."""
+
+    setting: str
+
+
+Step = Ask | Command | Wait | Done | Defer | Fail
+
+
+class Memory(NamedTuple):
+    """What a run knows beyond pgpool's present state.
+
+    :param first: the backends as they were before anything was sent
+    :param sent: all commands that pgpool accepted, in order
+    :param pending: the last of them while its effect was not seen
+    :param quiet: seconds since the last one was sent
+    :param search_timeout: pgpool's search_primary_node_timeout in seconds (0 is for ever), None before it is asked
+    """
+
+    first: tuple[Backend, ...]
+    sent: tuple[Command, ...] = ()
+    pending: Command | None = None
+    quiet: float = 0.0
+    search_timeout: int | None = None
+
+
+def sent(memory: Memory, command: Command) -> Memory:
+    """The memory after ``command`` was accepted."""
+    return memory._replace(sent=(*memory.sent, command), pending=command, quiet=0.0)
+
+
+def observed(memory: Memory, backends: tuple[Backend, ...]) -> Memory:
+    """The memory after a look at pgpool: a command whose effect shows is pending no more."""
+    pending = memory.pending
+    if pending is None:
+        return memory
+    now = next((backend for backend in backends if backend.id == pending.backend.id), None)
+    if now is None:
+        return memory
+    landed = {"attach": now.attached, "detach": now.detached, "promote": now.is_primary}
+    return memory._replace(pending=None) if landed[pending.verb] else memory
+
+
+def backend_of(node: Node, backends: tuple[Backend, ...]) -> Backend | None:
+    """The backend that is ``node``: by host and port, exactly."""
+    return next((backend for backend in backends if node.is_at(backend.host, backend.port)), None)
+
+
+def primary_of(backends: tuple[Backend, ...]) -> Backend | None:
+    """The backend that pgpool calls primary; it is down while pgpool looks for another one."""
+    return next((backend for backend in backends if backend.is_primary), None)
+
+
+def next_step(event: Event, backends: tuple[Backend, ...], memory: Memory) -> Step:
+    """Decide what to do next.
+
+    :param event: what is wanted, with the truth it was decided on
+    :param backends: what pgpool believes now
+    :param memory: of this run, up to date by `observed`
+    """
+    target = backend_of(event.node, backends)
+    if target is None:
+        known = ", ".join(map(str, backends))
+        return Fail(f"pgpool has no backend {event.node.address} ({event.node.name}); it has {known}", permanent=True)
+    if any(backend.role is None for backend in backends):
+        return Fail("this pgpool does not tell which backend is primary; 3.7 or newer is needed", permanent=True)
+    if memory.pending and not _is_overdue(memory, backends):
+        return Wait(f"pgpool has not done {memory.pending} yet")
+    step: Step
+    if isinstance(event, Promote):
+        step = _promote(event, target, backends, memory)
+    elif isinstance(event, Detach):
+        step = _detach(event, target, backends, memory)
+    else:
+        step = _attach(event, target, backends)
+    return _limited(step, memory) if isinstance(step, Command) else step
+
+
+def _limited(command: Command, memory: Memory) -> Step:
+    """Each command cuts sessions, so a fight with somebody else must end. A promote is never sent twice."""
+    times = sum(past.verb == command.verb and past.backend.id == command.backend.id for past in memory.sent)
+    if command.verb == "promote" and times:
+        return Wait(f"{command} did not last: sr_check_user may be unable to log in to node {command.backend}")
+    if times >= TRIES:
+        return Wait(f"{command} was sent {times} times and did not last: something else manages this pgpool")
+    return command
+
+
+def _is_overdue(memory: Memory, backends: tuple[Backend, ...]) -> bool:
+    """Whether to judge anew although the last command shows no effect. Never for a promote: it would be executed twice.
+
+    During a search requests stay queued, up to ten; more copies would push others out.
+    """
+    assert memory.pending
+    return memory.pending.verb != "promote" and memory.quiet >= RESEND and not _is_searching(backends)
+
+
+def _is_searching(backends: tuple[Backend, ...]) -> bool:
+    primary = primary_of(backends)
+    return primary is not None and not primary.attached
+
+
+def _is_settling(memory: Memory) -> bool:
+    return bool(memory.sent) and memory.sent[-1].verb == "attach" and memory.quiet < SETTLE
+
+
+def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
+    """Make pgpool find ``target``, with as few cut sessions and lost standbys as possible.
+
+    1. It is pgpool's primary: put back the standbys that were thrown out meanwhile.
+    2. It is detached: attach it; that alone makes pgpool find it.
+    3. pgpool looks for its primary: wait. A pcp_promote_node queued behind a search is executed after it.
+    4. pgpool calls another node primary: detach that one; pgpool then finds the target.
+    5. pgpool calls no node primary: attach a standby that is down, so that it looks again.
+    6. There is none: pcp_promote_node.
+    """
+    if event.truth.primary != event.node:
+        return Fail(f"{event.node.address} is not proven to be the only primary")
+    if target.is_primary and target.attached:
+        return _put_back(event, backends, memory) or Done(f"writes go to node {target}")
+    if not target.attached:
+        return Command("attach", target)
+    primary = primary_of(backends)
+    if primary and not primary.attached:
+        return Wait(f"pgpool looks for its primary and has not found node {target}")
+    if _is_settling(memory):
+        return Wait(f"pgpool has not found its primary, node {target}")
+    if primary:
+        return Command("detach", primary)
+    down = (backend_of(node, backends) for node in event.truth.standbys)
+    for standby in down:
+        if standby and not standby.attached:
+            return Command("attach", standby)
+    return Command("promote", target)
+
+
+def _put_back(event: Promote, backends: tuple[Backend, ...], memory: Memory) -> Command | None:
+    """Attach the next standby that was attached at first, is not now, and is proven up.
+
+    A standby that was detached before stays so: somebody may be working on it.
+    """
+    before = {backend.id for backend in memory.first if backend.attached}
+    for node in event.truth.standbys:
+        standby = backend_of(node, backends)
+        if standby and not standby.attached and standby.id in before:
+            return Command("attach", standby)
+    return None
+
+
+def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
+    truth = event.truth
+    other = truth.primary if truth.primary != event.node else None
+    successor = backend_of(other, backends) if other else None
+    if target.detached:
+        if memory.sent and _searched(memory, target) and successor and not successor.is_primary:
+            return Wait(f"node {target} is detached, but pgpool has not found its primary, node {successor}")
+        return Done(f"node {target} is detached")
+    primary = primary_of(backends)
+    if primary and primary.id != target.id:
+        return Command("detach", target)
+    # from here on, pgpool will look for a primary
+    if len(truth.primaries) > 1:
+        return Fail(f"{_names(truth.primaries)} are both writable: pgpool would choose one by its node id")
+    if successor is None:
+        return _detach_blocks(event, target, memory)
+    if not successor.attached:
+        return Command("attach", successor)
+    if _is_settling(memory):
+        return Wait(f"pgpool has not found its primary, node {successor}")
+    return Command("detach", target)
+
+
+def _searched(memory: Memory, target: Backend) -> bool:
+    """Whether detaching ``target`` made pgpool look for a primary."""
+    primary = primary_of(memory.first)
+    return primary is None or primary.id == target.id
+
+
+def _detach_blocks(event: Detach, target: Backend, memory: Memory) -> Step:
+    """The only place that decides about a detach after which pgpool finds no primary.
+
+    Measured with pgpool 4.3.5, three nodes and a dead primary, in seconds without any read:
+
+    =======================================  =========  ==============  ======================
+    the old primary                          held back  detached, 3 s   detached, 300 s search
+    =======================================  =========  ==============  ======================
+    refuses, promoted after 2 s              2.3        2.7             2.7
+    refuses, promoted after 8 s              8.3        3.7             8.9
+    silent, promoted after 8 s: old session  0.1        3.2             8.4
+    silent, promoted after 8 s: new session  8.3        3.7             9.0
+    =======================================  =========  ==============  ======================
+
+    So a detach is worth it only when no promotion comes soon, and only with a short search_primary_node_timeout:
+    it holds up every client for that time, and only then do the standbys serve reads again. With a long one
+    nobody is served before the promotion, which is found either way.
+    """
+    truth = event.truth
+    if event.origin is Origin.OPERATOR:
+        return Command("detach", target)
+    if truth.role(event.node) is Role.PRIMARY:
+        why = f"node {target} is up and the only primary"
+        return Defer(why, HOLD if event.origin is Origin.HOOK else None)
+    why = f"no other primary is proven, and detaching node {target} would block pgpool until one is"
+    if event.origin is Origin.HOOK:
+        return Defer(why, HOLD)
+    if memory.search_timeout is None:
+        return Ask("search_primary_node_timeout")
+    if not 0 < memory.search_timeout <= SHORT_SEARCH:
+        return Defer(f"{why} (search_primary_node_timeout = {memory.search_timeout})", None)
+    return Command("detach", target)
+
+
+def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> Step:
+    """Attach, unless the search that follows would move writes, or find nothing and block pgpool."""
+    truth = event.truth
+    if target.attached:
+        return Done(f"node {target} is attached")
+    role = truth.role(event.node)
+    if role is None:
+        return Fail(f"{event.node.address} does not answer, so it is not attached")
+    if len(truth.primaries) > 1:
+        return Fail(f"{_names(truth.primaries)} are both writable: an attach would make pgpool choose one by its id")
+    if truth.primary is None:
+        return _hold(event, f"no primary is proven, and attaching node {target} would block pgpool until one is")
+    primary = primary_of(backends)
+    if role is Role.PRIMARY:
+        if primary and primary.id == target.id:
+            return Command("attach", target)
+        return _hold(event, f"{event.node.address} is the primary: attaching it would move writes, which is for a promote")
+    successor = backend_of(truth.primary, backends)
+    if primary and not primary.attached and successor and successor.attached:
+        return Wait(f"pgpool looks for its primary and has not found node {successor}")
+    if successor is None or not successor.attached or not successor.is_primary:
+        belief = f"node {primary}" if primary else "no node"
+        return _hold(event, f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first")
+    return Command("attach", target)
+
+
+def _hold(event: Attach, why: str) -> Step:
+    """Once, for a call: the call that makes it right is on its way."""
+    return Defer(why, HOLD) if event.origin is Origin.HOOK else Fail(why)
+
+
+def _names(nodes: tuple[Node, ...]) -> str:
+    return " and ".join(node.address for node in nodes)
