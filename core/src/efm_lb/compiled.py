@@ -1,0 +1,195 @@
+"""The compiled plan: validated settings in a file that the hook trusts only while nothing they were made from changed.
+
+A plan holds the sources it was compiled from (see `efm_lb.sources`) beside the
+settings; loading compares them with the sources of now. It holds names of password
+files and never a secret, for the settings hold none.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from efm_lb import __version__
+from efm_lb.balancers import Balancer
+from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+from efm_lb.sources import Sources, mtime
+from efm_lb.truth import Node
+
+__all__ = ["Stale", "load", "store"]
+
+_LIMIT = 16 * 1024 * 1024
+# Everything that decides how the payload reads; compared as a whole, before the payload is touched.
+_HEADER = f"efm-lb plan 1\n{__version__} {sys.hexversion:x} {marshal.version}\n".encode()
+
+
+class Stale:
+    """No plan that can be trusted.
+
+    :ivar reason: why, for the report of a run that took the slow way
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Stale({self.reason!r})"
+
+
+def load(sources: Sources) -> Configuration | Stale:
+    """The settings as compiled from exactly these sources, or why there are none.
+
+    :param sources: as they are now
+    """
+    try:
+        content = _read(sources.plan)
+        if isinstance(content, Stale):
+            return content
+        if not content.startswith(_HEADER):
+            return Stale(f"{sources.plan}: of another version of efm-lb or Python")
+        start = len(_HEADER) + 12
+        checks, payload = content[len(_HEADER) : start], content[start:]
+        if checks != _checks(payload):
+            return Stale(f"{sources.plan}: damaged")
+        identity, files, plain = marshal.loads(payload)
+        changed = _changed(identity, sources) or _touched(files)
+        return Stale(changed) if changed else _configuration(plain)
+    except OSError as error:
+        return Stale(f"{sources.plan}: {error.strerror}")
+    except Exception as error:
+        return Stale(f"{sources.plan}: {type(error).__name__}: {error}")
+
+
+def store(configuration: Configuration, sources: Sources, files: Mapping[str, int]) -> None:
+    """Write the plan, all of it or nothing.
+
+    :param configuration: what `sources` were validated to
+    :param sources: as they were when the validation began
+    :param files: files of the adapters with the `mtime` they had before the adapters were asked
+    :raises OSError: it could not be written; an older plan is left as it is
+    """
+    payload = marshal.dumps((_identity(sources), tuple(files.items()), _plain(configuration)))
+    path = f"{configuration.state_dir}/{configuration.cluster}.plan"
+    temporary = f"{path}.{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(temporary, flags, 0o600)
+    except FileExistsError:  # left by a process of the same number that was killed
+        os.unlink(temporary)
+        descriptor = os.open(temporary, flags, 0o600)
+    try:
+        try:
+            _write(descriptor, _HEADER + _checks(payload) + payload)
+            if os.geteuid() == 0:
+                # The plan that a root shell compiles is for the user whose directory it is: EFM's.
+                owner = os.stat(configuration.state_dir)
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read(path: str) -> bytes | Stale:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return Stale(f"{path}: there is none yet")
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return Stale(f"{path}: not a regular file")
+        if status.st_uid not in (0, os.geteuid()):
+            return Stale(f"{path}: owned by uid {status.st_uid}")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return Stale(f"{path}: writable by others")
+        if status.st_size > _LIMIT:
+            return Stale(f"{path}: damaged")
+        # One byte more than there should be, so that a file that grew is not taken for whole.
+        return os.read(descriptor, status.st_size + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _checks(payload: bytes) -> bytes:
+    return len(payload).to_bytes(8, "big") + zlib.crc32(payload).to_bytes(4, "big")
+
+
+def _identity(sources: Sources) -> tuple[Any, ...]:
+    return (
+        sources.cluster,
+        sources.env_file,
+        sources.stamp,
+        sources.content,
+        sources.variables,
+        sources.paths,
+    )
+
+
+def _changed(identity: tuple[Any, ...], sources: Sources) -> str:
+    """Which source is not what it was, empty when all are."""
+    cluster, env_file, stamp, content, variables, paths = identity
+    if cluster != sources.cluster:
+        return f"{sources.plan}: of cluster {cluster}"
+    if env_file != sources.env_file:
+        return f"{sources.plan}: of env file {env_file}"
+    if (stamp, content) != (sources.stamp, sources.content):
+        return f"{env_file} has changed"
+    if variables != sources.variables:
+        return "the environment is another one"
+    if paths != sources.paths:
+        before = dict(paths)
+        paths_now = [path for path, changed in sources.paths if before.get(path) != changed]
+        return f"installed software has changed: {paths_now[0] if paths_now else 'sys.path'}"
+    return ""
+
+
+def _touched(files: Iterable[tuple[str, int]]) -> str:
+    for path, before in files:
+        if mtime(path) != before:
+            return f"installed software has changed: {path}"
+    return ""
+
+
+def _plain(configuration: Configuration) -> tuple[Any, ...]:
+    """The settings in the few types that marshal knows."""
+    return (
+        configuration.cluster,
+        tuple(tuple(node) for node in configuration.nodes),
+        dict(configuration.probe),
+        configuration.deadline,
+        configuration.connect_timeout,
+        configuration.state_dir,
+        configuration.detach_live_primary.value,
+        tuple((b.name, b.adapter, dict(b.settings), b.connect_timeout) for b in configuration.balancers),
+        tuple(tuple(source) for source in configuration.adapters),
+    )
+
+
+def _configuration(plain: tuple[Any, ...]) -> Configuration:
+    cluster, nodes, probe, deadline, connect_timeout, state_dir, detach_live_primary, balancers, adapters = plain
+    return Configuration(
+        cluster,
+        tuple([Node(*node) for node in nodes]),
+        probe,
+        deadline,
+        connect_timeout,
+        state_dir,
+        DetachLivePrimary(detach_live_primary),
+        tuple([Balancer(*balancer) for balancer in balancers]),
+        tuple([AdapterSource(*adapter) for adapter in adapters]),
+    )

@@ -1,0 +1,117 @@
+"""An adapter's JSON Schema, and a balancer's settings by it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from efm_lb.config.coerce import SCALARS, coerce
+from efm_lb.config.model import DELIMITER
+from efm_lb.config.names import ADAPTER
+
+__all__ = ["BadSchemaError", "Problem", "closed", "read"]
+
+
+class BadSchemaError(Exception):
+    """An adapter's schema cannot be used; the adapter must be changed."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with a balancer's settings.
+
+    :param key: the setting, None when it is about several
+    """
+
+    key: str | None
+    message: str
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema as efm-lb uses it: checked, and refusing every key that it does not list.
+
+    :param schema: what the adapter's ``efm_lb_settings_schema`` returned
+    :raises BadSchemaError: it is no JSON Schema, or asks for what a text cannot become
+    """
+    if not isinstance(schema, Mapping):
+        raise BadSchemaError(f"the schema is of type {type(schema).__name__}, not a mapping")
+    try:
+        # A copy in JSON's own types: settings are compiled, and an adapter may keep its schema to itself.
+        own: dict[str, Any] = json.loads(json.dumps(dict(schema), allow_nan=False))
+        Draft202012Validator.check_schema(own)
+    except SchemaError as error:
+        raise BadSchemaError(f"the schema is not valid: {error.message}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadSchemaError(f"the schema is not JSON: {error}") from None
+    if own.get("type", "object") != "object":
+        raise BadSchemaError(f"the schema is of type {own['type']!r}, not 'object'")
+    properties = own.setdefault("properties", {})
+    for key, setting in properties.items():
+        _check_setting(key, setting)
+    unknown = sorted(set(own.get("required", ())) - set(properties))
+    if unknown:
+        raise BadSchemaError(f"the schema requires {unknown[0]!r}, which is not among its properties")
+    return {**own, "type": "object", "additionalProperties": False}
+
+
+def _check_setting(key: str, setting: Any) -> None:
+    if key == ADAPTER or key != key.lower() or DELIMITER in key or not key.isidentifier():
+        raise BadSchemaError(f"the schema's property {key!r} cannot be the end of a variable's name")
+    kind = setting.get("type") if isinstance(setting, dict) else None
+    items = setting.get("items", {"type": "string"}).get("type") if kind == "array" else "string"
+    if kind not in (*SCALARS, "array") or items not in SCALARS:
+        raise BadSchemaError(f"the schema's property {key!r} needs a type: {', '.join(SCALARS)}, or array of these")
+    if "default" in setting:
+        error = next(Draft202012Validator(setting).iter_errors(setting["default"]), None)
+        if error:
+            raise BadSchemaError(f"the default of the schema's property {key!r} is not valid: {error.message}")
+
+
+def read(raw: Mapping[str, str], schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """A balancer's settings: coerced, defaults filled in, validated.
+
+    :param raw: texts by key; every key is one of the schema's properties
+    :param schema: as `closed` returned it
+    :return: the settings, complete only when there are no problems; and all problems
+    """
+    settings: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for key, setting in schema["properties"].items():
+        if key in raw:
+            try:
+                settings[key] = coerce(raw[key], setting)
+            except ValueError as error:
+                problems.append(Problem(key, str(error)))
+        elif "default" in setting:
+            settings[key] = copy.deepcopy(setting["default"])
+        elif key in schema.get("required", ()):
+            problems.append(Problem(key, _missing(setting)))
+    found = dict.fromkeys(_violations(settings, schema))
+    wrong = {problem.key for problem in problems}
+    # What is wrong with several settings at once says nothing while one of them is wrong by itself.
+    problems += [problem for problem in found if problem.key not in wrong and not (wrong and problem.key is None)]
+    return settings, problems
+
+
+def _missing(setting: Mapping[str, Any]) -> str:
+    description = setting.get("description", "")
+    return "missing" + (f": {description}" if description else "")
+
+
+def _violations(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Problem]:
+    validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    for error in validator.iter_errors(settings):
+        if error.absolute_path:
+            yield Problem(str(error.absolute_path[0]), error.message)
+        elif error.validator == "required":
+            # Not the schema's own list, which is done with, but a condition (if/then) on the other settings.
+            always = schema.get("required", ())
+            for key in error.validator_value:
+                if key not in settings and key not in always:
+                    yield Problem(key, "missing, but needed with this balancer's other settings")
+        else:
+            yield Problem(None, error.message)

@@ -1,0 +1,258 @@
+"""Sources to a `Configuration`: everything is looked at before anything is complained about, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from efm_lb.balancers import Balancer
+from efm_lb.config.adapters import BadSchemaError, closed, read
+from efm_lb.config.coerce import text_of
+from efm_lb.config.model import DELIMITER, Settings, nested
+from efm_lb.config.names import ADAPTER, BALANCERS, balancer_variable, did_you_mean, own, place_of
+from efm_lb.config.nodes import parse_nodes
+from efm_lb.config.variables import Variable, collect
+from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+from efm_lb.errors import SettingsError
+from efm_lb.outcomes import PermanentError
+from efm_lb.plugins import Installed, describe, discover
+from efm_lb.sources import PREFIX, Sources
+
+__all__ = ["DEFAULT", "Loaded", "Unvalidated", "Value", "compose"]
+
+DEFAULT = "default"
+
+
+class Value(NamedTuple):
+    """One setting in force.
+
+    :param name: the variable
+    :param text: its value as it would be written into an env file
+    :param origin: ``the environment``, ``file:line`` or ``default``
+    """
+
+    name: str
+    text: str
+    origin: str
+
+
+class Loaded(NamedTuple):
+    """What the slow way makes of the sources.
+
+    :param values: every setting in force, defaults included, efm-lb's own first
+    :param failures: adapters in use that cannot be used, each with the reason; the settings of
+        their balancers are `Unvalidated`
+    :param files: files of the adapters, with the `efm_lb.sources.mtime` they had before the adapters were asked
+    """
+
+    configuration: Configuration
+    values: tuple[Value, ...]
+    failures: Mapping[str, str]
+    files: Mapping[str, int]
+
+
+class Unvalidated(dict[str, Any]):
+    """Settings that nobody could validate, for the adapter has no usable schema.
+
+    The adapter that looks a setting up all the same fails for its balancer, and for no other.
+    """
+
+    def __init__(self, raw: Mapping[str, str], reason: str) -> None:
+        super().__init__(raw)
+        self.reason = reason
+
+    def __getitem__(self, key: str) -> Any:
+        raise PermanentError(f"the settings could not be validated: {self.reason}")
+
+    def get(self, key: str, default: object = None) -> Any:
+        return self[key]
+
+
+class _Adapter(NamedTuple):
+    """An adapter in use: its schema, or why there is none."""
+
+    source: AdapterSource
+    schema: Mapping[str, Any] | None
+    failure: str
+    files: Mapping[str, int]
+
+
+def compose(sources: Sources) -> Loaded:
+    """Read, validate and complete the settings of a cluster.
+
+    :raises SettingsError: with one message per problem
+    """
+    variables, problems = collect(sources)
+    settings, values = _own_settings(variables, problems)
+    balancers = _by_balancer(variables)
+    adapters = _adapters(balancers, discover(), problems)
+    _report_unknown(variables, balancers, adapters, problems)
+    ready = []
+    connect_timeout = settings.connect_timeout if settings else 0.0
+    for name, raw in sorted(balancers.items()):
+        if ADAPTER in raw and raw[ADAPTER].value in adapters:
+            ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
+    if problems or settings is None:
+        raise SettingsError(*problems)
+    used = sorted(adapters.items())
+    configuration = Configuration(
+        sources.cluster,
+        parse_nodes(settings.nodes),
+        settings.probe.model_dump(exclude_none=True),
+        settings.deadline,
+        settings.connect_timeout,
+        settings.state_dir,
+        DetachLivePrimary(settings.detach_live_primary),
+        tuple(ready),
+        tuple(adapter.source for _, adapter in used),
+    )
+    failures = {name: adapter.failure for name, adapter in used if adapter.failure}
+    files = {path: changed for _, adapter in used for path, changed in adapter.files.items()}
+    return Loaded(configuration, tuple(values), failures, files)
+
+
+def _own_settings(variables: Mapping[str, Variable], problems: list[str]) -> tuple[Settings | None, list[Value]]:
+    """efm-lb's own settings, None when there are problems; and all values in force."""
+    given = {name: variable.value for name, variable in variables.items() if name in own() or place_of(name)}
+    try:
+        settings = Settings(**nested(given))
+    except ValidationError as error:
+        problems += [_own_problem(detail, variables) for detail in error.errors()]
+        return None, []
+    flat = settings.model_dump()
+    flat |= {f"probe{DELIMITER}{key}": value for key, value in flat.pop("probe").items()}
+    values = []
+    for name in own():
+        value = flat[name.removeprefix(PREFIX).lower()]
+        if name in variables:
+            values.append(Value(*variables[name]))
+        elif value is not None:
+            values.append(Value(name, text_of(value), DEFAULT))
+    return settings, values
+
+
+def _own_problem(detail: ErrorDetails, variables: Mapping[str, Variable]) -> str:
+    name = PREFIX + DELIMITER.join(str(part).upper() for part in detail["loc"])
+    kind, context, text = detail["type"], detail.get("ctx", {}), detail["input"]
+    if name == BALANCERS.removesuffix(DELIMITER):
+        return f"{BALANCERS}<NAME>{DELIMITER}ADAPTER: missing: no balancer is set"
+    if kind == "missing":
+        return f"{name}: missing: {own()[name].description}"
+    messages = {
+        "float_parsing": f"{text!r} is not a number",
+        "finite_number": f"{text!r} is not a number",
+        "greater_than": f"{text!r} is not greater than {context.get('gt', 0):g}",
+        "literal_error": f"{text!r} is none of {context.get('expected')}",
+        "string_pattern_mismatch": f"{text!r} is not an absolute path",
+        "value_error": str(context.get("error")),
+    }
+    subject = variables.get(name, name)
+    return "\n".join(f"{subject}: {line}" for line in messages.get(kind, detail["msg"]).splitlines())
+
+
+def _by_balancer(variables: Mapping[str, Variable]) -> dict[str, dict[str, Variable]]:
+    balancers: dict[str, dict[str, Variable]] = {}
+    for name, variable in variables.items():
+        place = place_of(name)
+        if place:
+            balancers.setdefault(place.balancer, {})[place.key] = variable
+    return balancers
+
+
+def _adapters(
+    balancers: Mapping[str, Mapping[str, Variable]], installed: Installed, problems: list[str]
+) -> dict[str, _Adapter]:
+    """The adapters that the balancers name, by name."""
+    adapters: dict[str, _Adapter] = {}
+    for name, raw in sorted(balancers.items()):
+        if ADAPTER not in raw:
+            first = next(iter(raw.values()))
+            problems.append(f"{balancer_variable(name, ADAPTER)}: missing, though {first} is set; {installed}")
+            continue
+        variable = raw[ADAPTER]
+        if variable.value in installed.conflicts:
+            problems.append(f"{variable}: {installed.conflicts[variable.value]}")
+        elif variable.value not in installed.sources:
+            problems.append(f"{variable}: no adapter {variable.value!r}; {installed}")
+        elif variable.value not in adapters:
+            adapters[variable.value] = _described(installed, variable.value)
+    return adapters
+
+
+def _described(installed: Installed, name: str) -> _Adapter:
+    source = installed.sources[name]
+    schema, failure, files = describe(source)
+    if schema is not None:
+        try:
+            schema = closed(schema)
+        except BadSchemaError as error:
+            schema, failure = None, str(error)
+    return _Adapter(source, schema, failure, {**installed.files[name], **files})
+
+
+def _report_unknown(
+    variables: Mapping[str, Variable],
+    balancers: Mapping[str, Mapping[str, Variable]],
+    adapters: Mapping[str, _Adapter],
+    problems: list[str],
+) -> None:
+    known = dict.fromkeys(own())
+    open_balancers = set()
+    for balancer, raw in balancers.items():
+        known[balancer_variable(balancer, ADAPTER)] = None
+        adapter = adapters.get(raw[ADAPTER].value) if ADAPTER in raw else None
+        if adapter and adapter.schema is not None:
+            known |= dict.fromkeys(balancer_variable(balancer, key) for key in adapter.schema["properties"])
+        else:  # nobody knows what its settings are
+            open_balancers.add(balancer)
+    for name, variable in variables.items():
+        place = place_of(name)
+        if name not in known and not (place and place.balancer in open_balancers):
+            problems.append(f"{variable}: no such variable{_advice(name, place is not None, list(known))}")
+
+
+def _advice(name: str, of_balancer: bool, known: list[str]) -> str:
+    if not name.upper().startswith(PREFIX) and PREFIX + name.upper() in known:
+        return f"; did you mean {PREFIX}{name.upper()}?"
+    head, _, tail = name.partition(DELIMITER)
+    if of_balancer:  # compare with the settings of the same balancer
+        same = BALANCERS + tail.partition(DELIMITER)[0] + DELIMITER
+        known = [variable for variable in known if variable.startswith(same)]
+        key = did_you_mean(name.removeprefix(same), [variable.removeprefix(same) for variable in known])
+        return key.replace("mean ", f"mean {same}") or "; it has " + ", ".join(known)
+    if did_you_mean(head, [BALANCERS.removesuffix(DELIMITER)]) and place_of(BALANCERS + tail):
+        return f"; did you mean {BALANCERS}{tail}?"
+    return did_you_mean(name, known)
+
+
+def _balancer(
+    name: str,
+    raw: Mapping[str, Variable],
+    adapter: _Adapter,
+    connect_timeout: float,
+    values: list[Value],
+    problems: list[str],
+) -> Balancer:
+    values.append(Value(*raw[ADAPTER]))
+    texts = {key: variable.value for key, variable in raw.items() if key != ADAPTER}
+    if adapter.schema is None:
+        values += [Value(*variable) for key, variable in raw.items() if key != ADAPTER]
+        return Balancer(name, adapter.source.name, Unvalidated(texts, adapter.failure), connect_timeout)
+    known = {key: text for key, text in texts.items() if key in adapter.schema["properties"]}
+    settings, wrong = read(known, adapter.schema)
+    for problem in wrong:
+        key = ADAPTER if problem.key is None else problem.key
+        problems.append(f"{raw.get(key, balancer_variable(name, key))}: {problem.message}")
+    values += _values(name, raw, settings)
+    return Balancer(name, adapter.source.name, settings, connect_timeout)
+
+
+def _values(name: str, raw: Mapping[str, Variable], settings: Mapping[str, Any]) -> Iterator[Value]:
+    for key, value in settings.items():
+        if key in raw:
+            yield Value(*raw[key])
+        else:
+            yield Value(balancer_variable(name, key), text_of(value), DEFAULT)

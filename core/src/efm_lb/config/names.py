@@ -1,0 +1,66 @@
+"""Names of variables: those that exist, and the one that a misspelt name was meant to be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from efm_lb.config.model import DELIMITER, Settings
+from efm_lb.sources import PREFIX
+
+__all__ = ["ADAPTER", "BALANCERS", "BALANCER_NAME", "Place", "balancer_variable", "did_you_mean", "own", "place_of"]
+
+BALANCERS = f"{PREFIX}BALANCERS{DELIMITER}"
+ADAPTER = "adapter"
+BALANCER_NAME = re.compile(r"[A-Z0-9]+(?:[_-][A-Z0-9]+)*")
+
+
+class Place(NamedTuple):
+    """What a variable of a balancer is about.
+
+    :param balancer: the balancer's name, in lower case
+    :param key: the setting's name in the adapter's schema
+    """
+
+    balancer: str
+    key: str
+
+
+def own() -> dict[str, FieldInfo]:
+    """efm-lb's own variables by name, without those of the balancers, in the order of their documentation."""
+    return dict(_own(Settings, PREFIX))
+
+
+def _own(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _own(field.annotation, variable + DELIMITER)
+        elif not BALANCERS.startswith(variable):
+            yield variable, field
+
+
+def place_of(variable: str) -> Place | None:
+    """Which balancer's setting a variable is, None when it is none or its name is malformed."""
+    name, _, key = variable.removeprefix(BALANCERS).partition(DELIMITER)
+    if not variable.startswith(BALANCERS) or not key or not BALANCER_NAME.fullmatch(name):
+        return None
+    return Place(name.lower(), key.lower())
+
+
+def balancer_variable(balancer: str, key: str) -> str:
+    """The variable of a balancer's setting: the inverse of `place_of`."""
+    return f"{BALANCERS}{balancer.upper()}{DELIMITER}{key.upper()}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that complains about ``name``: the nearest of the ``known`` names, or nothing."""
+    # All names have the same beginning, which must not make them look alike.
+    tails = {variable.removeprefix(PREFIX): variable for variable in known}
+    near = get_close_matches(name.upper().removeprefix(PREFIX), tails, 1, 0.7)
+    return f"; did you mean {tails[near[0]]}?" if near else ""

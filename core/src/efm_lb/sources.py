@@ -1,0 +1,141 @@
+"""Everything that the settings of a cluster are made from, read once: the env file, the environment, the import path.
+
+Both ways to the settings start here, so what the compiled plan is compared with is
+what the slow way would read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Mapping
+
+from efm_lb.errors import CallError, NotReadableError, SettingsError
+
+__all__ = ["PREFIX", "Sources", "gather", "mtime"]
+
+PREFIX = "EFM_LB_"
+ENV_FILE = "EFM_LB_ENV_FILE"
+STATE_DIR = "EFM_LB_STATE_DIR"
+DEFAULT_STATE_DIR = "/var/lib/efm-lb"
+_LIMIT = 1024 * 1024
+_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+
+
+class Sources:
+    """What was read.
+
+    :ivar cluster: the cluster's name, a safe file name
+    :ivar env_file: absolute path of the env file
+    :ivar content: the env file's bytes, None when there is none and none is needed
+    :ivar stamp: the env file's modification time in ns, size and inode; empty when there is none
+    :ivar variables: the ``EFM_LB_*`` variables of the environment, sorted
+    :ivar paths: every entry of ``sys.path`` with its `mtime`: an installation or a removal changes one
+    :ivar plan: where the compiled plan is; a guess as far as the env file is not parsed yet
+    """
+
+    __slots__ = ("cluster", "content", "env_file", "paths", "plan", "stamp", "variables")
+
+    def __init__(
+        self,
+        cluster: str,
+        env_file: str,
+        content: bytes | None,
+        stamp: tuple[int, ...],
+        variables: tuple[tuple[str, str], ...],
+    ) -> None:
+        self.cluster = cluster
+        self.env_file = env_file
+        self.content = content
+        self.stamp = stamp
+        self.variables = variables
+        self.paths = tuple([(path, mtime(path or ".")) for path in sys.path])
+        self.plan = f"{_state_dir(content, variables)}/{cluster}.plan"
+
+
+def gather(cluster: str, env_file: str | None, environ: Mapping[str, str]) -> Sources:
+    """Read the sources of a cluster's settings.
+
+    :param env_file: ``--env-file``, else ``EFM_LB_ENV_FILE`` counts, else ``/etc/efm-lb/<cluster>.env``
+    :raises CallError: the cluster's name is no safe file name
+    :raises NotReadableError: the env file may not be read
+    :raises SettingsError: there is no env file where one is needed, or somebody else could have written it
+    """
+    if not cluster or cluster[0] in ".-" or not _SAFE.issuperset(cluster):
+        raise CallError(f"--cluster {cluster!r}: a cluster's name has letters, digits, _, - and . (not in front)")
+    # Where the file is does not change what is in it: the same file by option or variable is the same settings.
+    variables = tuple(sorted([(k, v) for k, v in environ.items() if k.startswith(PREFIX) and k != ENV_FILE]))
+    named, by = (env_file, "--env-file") if env_file else (environ.get(ENV_FILE), ENV_FILE)
+    path = os.path.abspath(named or f"/etc/efm-lb/{cluster}.env")
+    try:
+        content, stamp = _read(path)
+    except FileNotFoundError:
+        if named:
+            raise SettingsError(f"{path}: no such file ({by})") from None
+        if not variables:
+            raise SettingsError(
+                f"{path}: no such file: the settings of cluster {cluster} belong there,"
+                f" in a file named by --env-file or {ENV_FILE}, or into the environment"
+            ) from None
+        return Sources(cluster, path, None, (), variables)
+    except PermissionError as error:
+        raise NotReadableError(f"{path}: {error.strerror} (uid {os.geteuid()})") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    return Sources(cluster, path, content, stamp, variables)
+
+
+def mtime(path: str) -> int:
+    """The modification time in ns, 0 when there is no such file."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+def _read(path: str) -> tuple[bytes, tuple[int, ...]]:
+    # O_NONBLOCK: a pipe in the file's place must not hang the hook.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        objection = _objection(status)
+        if objection:
+            raise SettingsError(f"{path}: {objection}")
+        content = b""
+        while chunk := os.read(descriptor, _LIMIT):
+            content += chunk
+            if len(content) > _LIMIT:
+                raise SettingsError(f"{path}: larger than {_LIMIT} bytes: this is no env file")
+    finally:
+        os.close(descriptor)
+    return content, (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _objection(status: os.stat_result) -> str:
+    """Why a file of settings may be somebody else's doing, empty when it cannot."""
+    uid = os.geteuid()
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_uid not in (0, uid):
+        return f"owned by uid {status.st_uid}, neither root nor the user who runs this (uid {uid})"
+    if status.st_mode & stat.S_IWOTH:
+        return "writable by everybody: chmod o-w"
+    # Many systems give each user a group of the same number and a umask of 002: that group is no stranger.
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not status.st_gid == os.getegid() == uid:
+        return f"writable by group {status.st_gid}: chmod g-w"
+    return ""
+
+
+def _state_dir(content: bytes | None, variables: tuple[tuple[str, str], ...]) -> str:
+    """Where the plan should be. A wrong guess costs time only: the plan proves itself."""
+    for name, value in variables:
+        if name == STATE_DIR and value:
+            return value
+    needle = STATE_DIR.encode() + b"="
+    if content and needle in content:
+        for line in content.splitlines():
+            if line.strip().removeprefix(b"export ").lstrip().startswith(needle):
+                text = line.partition(b"=")[2].partition(b" #")[0].strip().strip(b"'\"")
+                return os.fsdecode(text) or DEFAULT_STATE_DIR
+    return DEFAULT_STATE_DIR
