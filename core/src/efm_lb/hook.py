@@ -7,9 +7,12 @@ not need (see tests/unit/test_hot_path.py for the list and the instruction budge
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
+
+# The C functions behind `signal`, without the enumerations that it builds at import.
+from _signal import SIGINT, SIGTERM  # type: ignore[import-not-found]
+from _signal import signal as handle_signal
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -89,8 +92,8 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     :raises Terminated: by SIGTERM or SIGINT
     """
     started = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
+    for number in (SIGTERM, SIGINT):
+        handle_signal(number, _terminate)
     if arguments.follow_up is not None:
         time.sleep(arguments.follow_up)
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
@@ -240,15 +243,16 @@ def _terminate(number: int, frame: object) -> None:
 def lines(report: Report) -> list[str]:
     """The report for a person: EFM mails it, so it is short and holds no secret."""
     decision = report.decision
-    text = [f"{report.call}: {decision.reason}" if decision else f"efm-lb {report.call}: nothing was changed"]
-    if decision and decision.event is None:
+    if decision is None:
+        return [f"efm-lb {report.call}: {note}" for note in report.notes]
+    text = [f"{report.call}: {decision.reason}"]
+    if decision.event is None:
         text[0] += f" [{decision.verdict.value}]"
-    if decision and decision.shortfall:
+    if decision.shortfall:
         text.append(f"not done: {decision.shortfall}")
     text += [
         f"{outcome.balancer}: {outcome.result.value} in {outcome.seconds:.2f} s: {outcome.detail}"
         for outcome in report.outcomes
     ]
     text += [f"{name}: {step}" for name, steps in (report.steps or {}).items() for step in steps]
-    text += [f"note: {note}" if decision else note for note in report.notes]
-    return text
+    return text + [f"note: {note}" for note in report.notes]

@@ -1,0 +1,275 @@
+"""A hook run from the call to the exit code, with made-up databases and balancers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from efm_lb import (
+    Balancer,
+    Event,
+    Node,
+    NodeState,
+    Origin,
+    Outcome,
+    PermanentError,
+    Promote,
+    Reach,
+    Role,
+    TemporaryError,
+    Truth,
+    hook,
+    hookimpl,
+)
+from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+
+DB1, DB2 = (Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2))
+
+
+def state(node: Node, role: Role | None, reach: Reach = Reach.ACCEPTING) -> NodeState:
+    return NodeState(node, reach, role, 1 if role else None)
+
+
+FAILED_OVER = Truth((state(DB1, None, Reach.REFUSED), state(DB2, Role.PRIMARY)))
+PROMOTING = Truth((state(DB1, None, Reach.REFUSED), state(DB2, Role.STANDBY)))
+HEALTHY = Truth((state(DB1, Role.PRIMARY), state(DB2, Role.STANDBY)))
+
+
+class World:
+    """The databases, the balancers and what was started."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.truths: list[Truth] = [FAILED_OVER]
+        self.events: list[Event] = []
+        self.followed_up: list[float] = []
+        self.answers: dict[str, Outcome | Exception] = {"pool1": Outcome.changed("done")}
+        self.deadline = 2.0
+        self.policy = DetachLivePrimary.DEFER
+        self.state_dir = state_dir
+
+    def configuration(self) -> Configuration:
+        return Configuration(
+            "efm",
+            (DB1, DB2),
+            {},
+            self.deadline,
+            0.5,
+            str(self.state_dir),
+            self.policy,
+            tuple(Balancer(name, "fake", {}) for name in self.answers),
+            (AdapterSource("fake", "fake_hook_adapter", "", "fake-dist", "1"),),
+        )
+
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.state_dir / "efm.journal").read_text().splitlines()]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path)
+
+    class Databases:
+        def __init__(self, keywords: object, timeout: float) -> None: ...
+
+        def truth(self, nodes: Iterable[Node], subject: Node | None = None) -> Truth:
+            seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
+            return Truth(tuple(seen.state(node) for node in nodes))
+
+    module = ModuleType("fake_hook_adapter")
+
+    def answer(event: Event, balancer: Balancer) -> Outcome:
+        made.events.append(event)
+        answer = made.answers[balancer.name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    for name in ("attach", "detach", "promote"):
+        setattr(
+            module,
+            f"efm_lb_{name}",
+            hookimpl(specname=f"efm_lb_{name}")(lambda event, balancer: answer(event, balancer)),
+        )
+    module.efm_lb_plan = hookimpl(specname="efm_lb_plan")(lambda event: [f"would {type(event).__name__}"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(hook, "Probe", Databases)
+    monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
+    monkeypatch.setattr(hook, "_follow_up", made.followed_up.append)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield made
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+Run = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def run(world: World, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*argv: str) -> tuple[int, list[str]]:
+        code = hook.main(argv)
+        return code, capsys.readouterr().out.splitlines()
+
+    return call
+
+
+def test_a_promotion(world: World, run: Run) -> None:
+    code, lines = run("attach", "db2", "p")
+    assert code == 0
+    assert world.events == [Promote(DB2, FAILED_OVER, Origin.HOOK)]
+    assert lines[0] == "attach db2 primary: db2 is the primary (timeline 1)"
+    assert lines[1].startswith("pool1: changed in 0.0")
+    assert [record["record"] for record in world.records()] == ["call", "decision", "outcome"]
+    assert world.followed_up == []
+
+
+def test_a_node_that_is_still_promoting_is_waited_for(world: World, run: Run) -> None:
+    world.truths = [PROMOTING] * 5 + [FAILED_OVER]
+    code, _ = run("promote", "db2")
+    assert code == 0
+    assert world.events == [Promote(DB2, FAILED_OVER)]
+
+
+def test_a_node_that_never_leaves_recovery_is_attached_and_the_shortfall_said(world: World, run: Run) -> None:
+    world.truths = [PROMOTING]
+    world.deadline = 0.5
+    started = time.monotonic()
+    code, lines = run("attach", "db2", "p")
+    assert code == 75
+    assert time.monotonic() - started < 2
+    assert lines[1] == "not done: db2 is still in recovery and no primary was found: writes were not moved"
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ([Outcome.unchanged("so already")], 0),
+        ([Outcome.deferred("later")], 0),
+        ([TemporaryError("no answer")], 75),
+        ([PermanentError("unknown")], 69),
+        ([ValueError("bug")], 70),
+        ([Outcome.changed("done"), TemporaryError("no answer")], 75),
+        ([PermanentError("unknown"), TemporaryError("no answer")], 75),
+        ([PermanentError("unknown"), ValueError("bug")], 69),
+    ],
+)
+def test_exit_codes(world: World, run: Run, answers: Sequence[Outcome | Exception], code: int) -> None:
+    world.answers = {f"pool{n}": answer for n, answer in enumerate(answers)}
+    assert run("attach", "db2", "p")[0] == code
+
+
+@pytest.mark.parametrize(("policy", "code", "told"), [("defer", 0, False), ("refuse", 69, False), ("obey", 0, True)])
+def test_a_live_primary(world: World, run: Run, policy: str, code: int, told: bool) -> None:
+    world.truths = [HEALTHY]
+    world.policy = DetachLivePrimary(policy)
+    assert run("detach", "db1", "p")[0] == code
+    assert bool(world.events) is told
+    assert bool(world.followed_up) is (policy == "defer")
+
+
+def test_what_an_adapter_defers_is_judged_again_once(world: World, run: Run) -> None:
+    world.truths = [PROMOTING]
+    world.answers = {"pool1": Outcome.deferred("a promotion is expected", again_after=3.0)}
+    assert run("detach", "db1", "p")[0] == 0
+    assert world.followed_up == [3.0]
+    assert run("detach", "db1", "p", "--follow-up", "0.01")[0] == 0
+    assert world.followed_up == [3.0]
+    assert [event.origin for event in world.events] == [Origin.HOOK, Origin.FOLLOW_UP]
+
+
+def test_a_dry_run_touches_nothing(world: World, run: Run) -> None:
+    code, lines = run("attach", "db2", "p", "--dry-run")
+    assert code == 0
+    assert lines[1] == "pool1: would Promote"
+    assert world.events == []
+    assert not list(world.state_dir.iterdir())
+
+
+def test_json(world: World, run: Run) -> None:
+    _, lines = run("attach", "db2", "p", "--json")
+    document = json.loads("\n".join(lines))
+    assert document["schema"] == "efm-lb/hook/v1"
+    assert document["exit_code"] == 0
+    assert document["decision"]["event"] == "promote"
+    assert document["outcomes"][0]["result"] == "changed"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["attach", "%h", "%t"], 2, "EFM did not replace %h"),
+        (["attach", "db9", "p"], 69, "db9 is not in EFM_LB_NODES of cluster efm (db1, db2)"),
+        (["attach", "db", "p"], 69, "db is not in EFM_LB_NODES"),
+        (["attach", ""], 2, "no HOST given"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_bad_calls_touch_nothing(
+    world: World, run: Run, argv: list[str], code: int, message: str, as_json: bool
+) -> None:
+    got, lines = run(*argv, *(["--json"] if as_json else []))
+    assert got == code
+    assert world.events == []
+    assert message in " ".join(lines)
+    assert len(lines) == 1, "one clear line"
+    if as_json:
+        assert json.loads("\n".join(lines))["exit_code"] == code
+
+
+def test_a_state_directory_that_cannot_be_written_is_reported_and_the_balancer_driven(world: World, run: Run) -> None:
+    world.state_dir = world.state_dir / "gone"
+    code, lines = run("attach", "db2", "p")
+    assert code == 0
+    assert len(world.events) == 1
+    assert any("not journalled" in line for line in lines)
+    assert any("no lock" in line for line in lines)
+
+
+def test_a_call_waits_for_the_one_before_and_goes_on_without_it_in_the_end(world: World, run: Run) -> None:
+    from efm_lb.lock import acquire
+
+    world.deadline = 0.3
+    held = acquire(str(world.state_dir / "efm.lock"), 0)
+    code, lines = run("attach", "db2", "p")
+    os.close(held)
+    assert code == 0
+    assert len(world.events) == 1
+    assert any("another call holds" in line for line in lines)
+
+
+def test_a_bug_is_a_line_and_an_exit_code(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("ouch")
+
+    monkeypatch.setattr(hook, "decide", fail)
+    code, lines = run("attach", "db2", "p")
+    assert code == 70
+    assert lines == ["efm-lb attach db2 p: a bug in efm-lb: ZeroDivisionError: ouch"]
+
+
+def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Path) -> None:
+    """The process that EFM waits for ends at once; what it started goes on without its pipes."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, sys\n"
+        "if '--follow-up' in sys.argv:\n"
+        f"    open({str(tmp_path / 'out')!r}, 'w').write(f'{{sys.argv[1:]}} {{os.getpid() == os.getsid(0)}}')\n"
+        "else:\n"
+        "    from efm_lb.hook import _follow_up\n"
+        "    _follow_up(2.5)\n"
+    )
+    subprocess.run([sys.executable, str(script), "detach", "db1", "p"], check=True, timeout=20)
+    out = tmp_path / "out"
+    deadline = time.monotonic() + 10
+    while not (out.exists() and out.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert out.read_text() == "['detach', 'db1', 'p', '--follow-up', '2.5'] True"

@@ -1,0 +1,71 @@
+"""The journal: one JSON object per line, and never a reason not to drive the balancers."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efm_lb.journal import LIMIT, Journal, _encoded
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_a_record_is_json(value: object) -> None:
+    encoded = _encoded(value)  # type: ignore[arg-type]
+    assert json.loads(encoded) == value
+    assert "\n" not in encoded
+
+
+def test_records_are_appended_with_time_and_call(tmp_path: Path) -> None:
+    path = tmp_path / "efm.journal"
+    journal = Journal(str(path), "c1")
+    journal.record("call", host="db1", type=None)
+    journal.record("outcome", exit_code=0, outcomes={"pool1": ["changed", "db1 out"]})
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first["call"] == second["call"] == "c1"
+    assert first["at"].endswith("Z")
+    assert first["type"] is None
+    assert second["outcomes"] == {"pool1": ["changed", "db1 out"]}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert journal.failure == ""
+
+
+def test_a_directory_that_is_missing_is_remembered_not_raised(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "gone" / "efm.journal"), "c1")
+    journal.record("call")
+    assert "No such file or directory" in journal.failure
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_remembered_not_raised() -> None:
+    journal = Journal("/dev/full", "c1")
+    journal.record("call")
+    assert "No space left on device" in journal.failure
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch()
+    (tmp_path / "efm.journal").symlink_to(target)
+    journal = Journal(str(tmp_path / "efm.journal"), "c1")
+    journal.record("call")
+    assert journal.failure
+    assert target.read_text() == ""
+
+
+def test_it_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "efm.journal"
+    path.write_bytes(b"x" * (LIMIT + 1))
+    Journal(str(path), "c1").record("call")
+    assert len(path.read_text().splitlines()) == 1
+    assert (tmp_path / "efm.journal.1").stat().st_size == LIMIT + 1
