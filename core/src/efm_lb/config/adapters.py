@@ -13,8 +13,10 @@ from jsonschema.exceptions import SchemaError
 from efm_lb.config.coerce import SCALARS, coerce
 from efm_lb.config.model import DELIMITER
 from efm_lb.config.names import ADAPTER
+from efm_lb.configuration import AdapterSource
+from efm_lb.plugins import Description, describe
 
-__all__ = ["BadSchemaError", "Problem", "closed", "read"]
+__all__ = ["BadSchemaError", "Problem", "ask", "closed", "read"]
 
 
 class BadSchemaError(Exception):
@@ -29,6 +31,17 @@ class Problem(NamedTuple):
 
     key: str | None
     message: str
+
+
+def ask(source: AdapterSource) -> Description:
+    """Import an adapter and ask it for its schema, as `closed` makes it. Never raises for the adapter's sake."""
+    description = describe(source)
+    if description.schema is None:
+        return description
+    try:
+        return description._replace(schema=closed(description.schema))
+    except BadSchemaError as error:
+        return description._replace(schema=None, failure=str(error))
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:

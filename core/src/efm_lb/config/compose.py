@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from efm_lb.balancers import Balancer
-from efm_lb.config.adapters import BadSchemaError, closed, read
+from efm_lb.config.adapters import ask, read
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, Settings, nested
 from efm_lb.config.names import ADAPTER, BALANCERS, balancer_variable, did_you_mean, own, place_of
@@ -18,7 +18,7 @@ from efm_lb.config.variables import Variable, collect
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.errors import SettingsError
 from efm_lb.outcomes import PermanentError
-from efm_lb.plugins import Installed, describe, discover
+from efm_lb.plugins import Installed, discover
 from efm_lb.sources import PREFIX, Sources
 
 __all__ = ["DEFAULT", "Loaded", "Unvalidated", "Value", "compose"]
@@ -184,12 +184,7 @@ def _adapters(
 
 def _described(installed: Installed, name: str) -> _Adapter:
     source = installed.sources[name]
-    schema, failure, files = describe(source)
-    if schema is not None:
-        try:
-            schema = closed(schema)
-        except BadSchemaError as error:
-            schema, failure = None, str(error)
+    schema, failure, files = ask(source)
     return _Adapter(source, schema, failure, {**installed.files[name], **files})
 
 

@@ -34,8 +34,7 @@ class Probe(BaseModel):
     user: str = Field(default="efm", description="Database user. The role query needs no rights beyond CONNECT.")
     dbname: str = Field(default="postgres", description="Database to connect to.")
     passfile: AbsolutePath | None = Field(
-        default=None,
-        description="File with the password, in the format of ~/.pgpass, which is used when this is not set.",
+        default=None, description="File with the password; libpq reads ~/.pgpass when this is not set."
     )
     sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
         default="prefer", description="TLS, as for libpq."
