@@ -94,4 +94,4 @@ def efm_lb_view(nodes: tuple[Node, ...], balancer: Balancer, deadline: float) ->
 def efm_lb_check(truth: Truth, balancer: Balancer, deadline: float) -> Iterable[Finding]:
     from efm_lb_pgpool.check import check
 
-    return check(truth, members_of(balancer), deadline)
+    return check(truth, balancer, deadline)

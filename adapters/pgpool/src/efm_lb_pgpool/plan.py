@@ -41,7 +41,7 @@ def plan(event: Event, members: Members, deadline: float) -> tuple[str, ...]:
 
 def told(event: Event, step: Step, memory: Memory) -> list[str]:
     """The lines for a first step and what is expected to follow it. Pure."""
-    lines = []
+    lines: list[str] = []
     backends = memory.first
     while isinstance(step, Command) and len(lines) < _MOST_STEPS:
         before, backends = primary_of(backends), expected(backends, step, event.truth)

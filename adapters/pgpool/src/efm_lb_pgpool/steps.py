@@ -11,6 +11,8 @@ its own run is in `Memory`. Every rule below is about one fact of pgpool's failo
 * A detach of the old primary therefore moves writes by itself once PostgreSQL was promoted, and
   leaves the standbys alone. pcp_promote_node throws every other node out, asks no database, and is
   executed again when it is sent again.
+* That search asks every attached node, one after the other, and waits for a silent one without end (it retries a
+  connect that timed out, and has no time-out after that): such nodes have to be detached before.
 * A reply means "queued". Each request takes pgpool about 1 s, most of it after its effect.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from efm_lb import Attach, Detach, Event, Node, Origin, Promote, Role
+from efm_lb import Attach, Detach, Event, Node, Origin, Promote, Reach, Role, Truth
 from efm_lb_pgpool.node_info import Backend
 
 __all__ = [
@@ -167,8 +169,10 @@ def next_step(event: Event, backends: tuple[Backend, ...], memory: Memory) -> St
         step = _promote(event, target, backends, memory)
     elif isinstance(event, Detach):
         step = _detach(event, target, backends, memory)
-    else:
+    elif isinstance(event, Attach):
         step = _attach(event, target, backends)
+    else:
+        return Fail(f"pgpool cannot do {type(event).__name__}", permanent=True)
     return _limited(step, memory) if isinstance(step, Command) else step
 
 
@@ -200,6 +204,22 @@ def _is_settling(memory: Memory) -> bool:
     return bool(memory.sent) and memory.sent[-1].verb == "attach" and memory.quiet < SETTLE
 
 
+def _silent(truth: Truth, backends: tuple[Backend, ...], but: Backend) -> list[Backend]:
+    """The attached backends, other than ``but``, that would make pgpool's search hang; its primary last."""
+    found = []
+    for state in truth.states:
+        backend = backend_of(state.node, backends) if state.reach is Reach.NO_RESPONSE else None
+        if backend and backend.attached and backend.id != but.id:
+            found.append(backend)
+    return sorted(found, key=lambda backend: backend.is_primary)
+
+
+def _answerable(command: Command, truth: Truth, backends: tuple[Backend, ...]) -> Command:
+    """A command that makes pgpool look for its primary, or the one that has to go before it."""
+    silent = _silent(truth, backends, command.backend)
+    return Command("detach", silent[0]) if silent else command
+
+
 def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
     """Make pgpool find ``target``, with as few cut sessions and lost standbys as possible.
 
@@ -208,25 +228,29 @@ def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], mem
     3. pgpool looks for its primary: wait. A pcp_promote_node queued behind a search is executed after it.
     4. pgpool calls another node primary: detach that one; pgpool then finds the target.
     5. pgpool calls no node primary: attach a standby that is down, so that it looks again.
-    6. There is none: pcp_promote_node.
+    6. There is none: pcp_promote_node, which asks no database.
+
+    Silent nodes are detached before whatever makes pgpool look (`_answerable`).
     """
-    if event.truth.primary != event.node:
+    truth = event.truth
+    if truth.primary != event.node:
         return Fail(f"{event.node.address} is not proven to be the only primary")
     if target.is_primary and target.attached:
-        return _put_back(event, backends, memory) or Done(f"writes go to node {target}")
+        thrown_out = _put_back(event, backends, memory)
+        return _answerable(thrown_out, truth, backends) if thrown_out else Done(f"writes go to node {target}")
     if not target.attached:
-        return Command("attach", target)
+        return _answerable(Command("attach", target), truth, backends)
     primary = primary_of(backends)
     if primary and not primary.attached:
         return Wait(f"pgpool looks for its primary and has not found node {target}")
     if _is_settling(memory):
         return Wait(f"pgpool has not found its primary, node {target}")
     if primary:
-        return Command("detach", primary)
-    down = (backend_of(node, backends) for node in event.truth.standbys)
-    for standby in down:
-        if standby and not standby.attached:
-            return Command("attach", standby)
+        return _answerable(Command("detach", primary), truth, backends)
+    if not _silent(truth, backends, target):
+        for standby in (backend_of(node, backends) for node in truth.standbys):
+            if standby and not standby.attached:
+                return Command("attach", standby)
     return Command("promote", target)
 
 
@@ -258,12 +282,12 @@ def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memor
     if len(truth.primaries) > 1:
         return Fail(f"{_names(truth.primaries)} are both writable: pgpool would choose one by its node id")
     if successor is None:
-        return _detach_blocks(event, target, memory)
+        return _detach_blocks(event, target, backends, memory)
     if not successor.attached:
-        return Command("attach", successor)
+        return _answerable(Command("attach", successor), truth, backends)
     if _is_settling(memory):
         return Wait(f"pgpool has not found its primary, node {successor}")
-    return Command("detach", target)
+    return _answerable(Command("detach", target), truth, backends)
 
 
 def _searched(memory: Memory, target: Backend) -> bool:
@@ -272,7 +296,7 @@ def _searched(memory: Memory, target: Backend) -> bool:
     return primary is None or primary.id == target.id
 
 
-def _detach_blocks(event: Detach, target: Backend, memory: Memory) -> Step:
+def _detach_blocks(event: Detach, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
     """The only place that decides about a detach after which pgpool finds no primary.
 
     Measured with pgpool 4.3.5, three nodes and a dead primary, in seconds without any read:
@@ -282,8 +306,8 @@ def _detach_blocks(event: Detach, target: Backend, memory: Memory) -> Step:
     =======================================  =========  ==============  ======================
     refuses, promoted after 2 s              2.3        2.7             2.7
     refuses, promoted after 8 s              8.3        3.7             8.9
-    silent, promoted after 8 s: old session  0.1        3.2             8.4
-    silent, promoted after 8 s: new session  8.3        3.7             9.0
+    silent, promoted after 8 s: old session  0.2        3.3             8.5
+    silent, promoted after 8 s: new session  8.3        3.8             9.0
     =======================================  =========  ==============  ======================
 
     So a detach is worth it only when no promotion comes soon, and only with a short search_primary_node_timeout:
@@ -291,8 +315,9 @@ def _detach_blocks(event: Detach, target: Backend, memory: Memory) -> Step:
     nobody is served before the promotion, which is found either way.
     """
     truth = event.truth
+    detach = _answerable(Command("detach", target), truth, backends)
     if event.origin is Origin.OPERATOR:
-        return Command("detach", target)
+        return detach
     if truth.role(event.node) is Role.PRIMARY:
         why = f"node {target} is up and the only primary"
         return Defer(why, HOLD if event.origin is Origin.HOOK else None)
@@ -303,7 +328,7 @@ def _detach_blocks(event: Detach, target: Backend, memory: Memory) -> Step:
         return Ask("search_primary_node_timeout")
     if not 0 < memory.search_timeout <= SHORT_SEARCH:
         return Defer(f"{why} (search_primary_node_timeout = {memory.search_timeout})", None)
-    return Command("detach", target)
+    return detach
 
 
 def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> Step:
@@ -322,13 +347,20 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> St
     if role is Role.PRIMARY:
         if primary and primary.id == target.id:
             return Command("attach", target)
-        return _hold(event, f"{event.node.address} is the primary: attaching it would move writes, which is for a promote")
+        return _hold(
+            event, f"{event.node.address} is the primary: attaching it would move writes, which is for a promote"
+        )
     successor = backend_of(truth.primary, backends)
     if primary and not primary.attached and successor and successor.attached:
         return Wait(f"pgpool looks for its primary and has not found node {successor}")
     if successor is None or not successor.attached or not successor.is_primary:
         belief = f"node {primary}" if primary else "no node"
-        return _hold(event, f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first")
+        return _hold(
+            event, f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first"
+        )
+    silent = _silent(truth, backends, target)
+    if silent:
+        return _hold(event, f"node {silent[0]} is attached and silent: pgpool would wait for it without end")
     return Command("attach", target)
 
 
