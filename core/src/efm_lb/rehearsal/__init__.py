@@ -7,3 +7,24 @@ frozen (`cluster`, `pgpool`), clients that measure what an application sees
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["rehearse"]
+
+
+def rehearse(
+    scenarios: Sequence[str] = (), order: str = "documented", keep: bool = False, as_json: bool = False
+) -> int:
+    """Play scenarios on servers of their own, and tell on the standard output how they went.
+
+    :param scenarios: values of `scenarios.Scenario`, in the order to play them; none means all
+    :param order: a value of `scenarios.Order`
+    :param keep: leave the servers running and say how to connect to them and how to stop them
+    :param as_json: print one JSON document and nothing else
+    :return: the exit code: 0 when pgpool ended right each time, 1 when it did not
+    :raises EfmLbError: no such scenario or order, or a server program is not installed
+    """
+    from efm_lb.rehearsal.rehearse import run
+
+    return run(scenarios, order, keep, as_json)

@@ -161,9 +161,15 @@ class Server:
         :raises sql.SqlError: it refused
         :raises ServerError: it was not writable within ``timeout`` seconds
         """
-        rows = self.query(f"select pg_promote(true, {int(timeout)}) as promoted", timeout=timeout + 5)
-        if rows[0]["promoted"] != "t":
-            raise ServerError(f"{self.address} was not promoted; its log ends with:\n{tail(self.log)}")
+        with sql.Session(self.host, self.port, SUPERUSER) as session:
+            # Waiting inside pg_promote looks ten times a second only.
+            session.execute("select pg_promote(wait => false)")
+
+            def promoted() -> bool:
+                return session.execute("select pg_is_in_recovery() as answer")[0]["answer"] == "f"
+
+            if not wait_until(promoted, timeout, interval=0.005):
+                raise ServerError(f"{self.address} was not promoted; its log ends with:\n{tail(self.log)}")
 
     def follow(self, primary: Server) -> None:
         """Make it a standby of ``primary``: by a reload while it runs, else from its next start on."""

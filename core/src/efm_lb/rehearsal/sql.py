@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Mapping
-from ctypes import c_char_p, c_int, c_void_p, cast
+from ctypes import CFUNCTYPE, c_char_p, c_int, c_void_p, cast
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -32,10 +32,16 @@ class SqlError(Exception):
         self.cut = cut
 
 
+# libpq prints notices to the standard error unless told otherwise.
+_NOTICE_PROCESSOR = CFUNCTYPE(None, c_void_p, c_char_p)
+_ignore_notice = _NOTICE_PROCESSOR(lambda argument, message: None)
+
+
 @cache
 def _library() -> Any:
     library = libpq.load()
     for name, restype, argtypes in (
+        ("PQsetNoticeProcessor", c_void_p, (c_void_p, _NOTICE_PROCESSOR, c_void_p)),
         ("PQntuples", c_int, (c_void_p,)),
         ("PQnfields", c_int, (c_void_p,)),
         ("PQfname", c_char_p, (c_void_p, c_int)),
@@ -81,6 +87,7 @@ class Session:
         keywords = (c_char_p * (len(parameters) + 1))(*(name.encode() for name in parameters), None)
         values = (c_char_p * (len(parameters) + 1))(*(value.encode() for value in parameters.values()), None)
         self._connection = self._pg.PQconnectStartParams(cast(keywords, c_void_p), cast(values, c_void_p), 0)
+        self._pg.PQsetNoticeProcessor(self._connection, _ignore_notice, None)
         try:
             self._connect(time.monotonic() + timeout)
         except BaseException:

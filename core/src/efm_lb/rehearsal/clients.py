@@ -1,0 +1,247 @@
+"""Clients of the balancer, and what they suffer: the application's view of a scenario."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import TracebackType
+from typing import NamedTuple
+
+from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.cluster import TABLE, Server
+
+__all__ = ["Accounts", "Clients", "Experience", "Reader", "Writer"]
+
+PAUSE = 0.005
+"""Seconds between two statements of a writer, and before a reconnect."""
+READ_PAUSE = 0.02
+CONNECT_LIMIT = 2.0
+STATEMENT_LIMIT = 5.0
+GAP = 0.1
+"""Seconds without a success that count as an outage."""
+
+
+class _Trouble(NamedTuple):
+    moment: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one client or several saw in a span of time. All times in seconds.
+
+    :param done: statements that succeeded
+    :param longest_gap: the longest time between two successes, up to the end of the span
+    :param total_gaps: the sum of all gaps of 0.1 s and more
+    :param recovered: the last statement of the span succeeded
+    :param cuts: established sessions that were cut
+    :param refused: connection attempts that failed
+    :param errors: statements that failed in a session that went on
+    :param texts: how often each error text was seen
+    """
+
+    done: int = 0
+    longest_gap: float = 0.0
+    total_gaps: float = 0.0
+    recovered: bool = True
+    cuts: int = 0
+    refused: int = 0
+    errors: int = 0
+    texts: dict[str, int] = field(default_factory=dict)
+
+
+class _Client(threading.Thread):
+    """A session through the balancer, made again whenever it is cut."""
+
+    def __init__(self, name: str, host: str, port: int, pause: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._host = host
+        self._port = port
+        self._pause = pause
+        self._over = threading.Event()
+        self._successes: list[float] = []
+        self._troubles: list[_Trouble] = []
+
+    def run(self) -> None:
+        session: sql.Session | None = None
+        while not self._over.is_set():
+            session = self._step(session)
+            self._over.wait(self._pause)
+        if session:
+            session.close()
+
+    def end(self) -> None:
+        """Stop after the current statement and wait for it."""
+        self._over.set()
+        self.join(CONNECT_LIMIT + STATEMENT_LIMIT + 1)
+
+    def wait_success(self, timeout: float = 10.0) -> bool:
+        """Wait until one more statement has succeeded."""
+        before = len(self._successes)
+        deadline = time.monotonic() + timeout
+        while len(self._successes) == before and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+        return len(self._successes) > before
+
+    def experience(self, since: float, until: float) -> Experience:
+        """What this client saw between two moments of ``time.monotonic()``."""
+        moments = [moment for moment in list(self._successes) if moment <= until]
+        inside = [moment for moment in moments if moment >= since]
+        earlier = moments[len(moments) - len(inside) - 1] if len(inside) < len(moments) else since
+        edges = [earlier, *inside, until]
+        gaps = [later - sooner for sooner, later in pairwise(edges)]
+        troubles = [trouble for trouble in list(self._troubles) if since <= trouble.moment <= until]
+        kinds = Counter(trouble.kind for trouble in troubles)
+        last_trouble = troubles[-1].moment if troubles else since
+        return Experience(
+            done=len(inside),
+            longest_gap=max(gaps),
+            total_gaps=sum(gap for gap in gaps if gap >= GAP),
+            recovered=bool(inside) and inside[-1] >= last_trouble,
+            cuts=kinds["cut"],
+            refused=kinds["refused"],
+            errors=kinds["error"],
+            texts=dict(Counter(trouble.text for trouble in troubles).most_common()),
+        )
+
+    def _step(self, session: sql.Session | None) -> sql.Session | None:
+        try:
+            session = session or sql.Session(self._host, self._port, timeout=CONNECT_LIMIT)
+        except sql.SqlError as error:
+            self._note("refused", error)
+            return None
+        try:
+            self._work(session)
+        except sql.SqlError as error:
+            self._note("cut" if error.cut else "error", error)
+            return None if error.cut else session
+        self._successes.append(time.monotonic())
+        return session
+
+    def _work(self, session: sql.Session) -> None:
+        raise NotImplementedError
+
+    def _note(self, kind: str, error: sql.SqlError) -> None:
+        self._troubles.append(_Trouble(time.monotonic(), kind, f"{error.sqlstate} {error}".strip()))
+
+
+class Writer(_Client):
+    """Inserts an increasing number every 5 ms; a number whose insert was not acknowledged is not tried again."""
+
+    def __init__(self, host: str, port: int, number: int = 1) -> None:
+        super().__init__(f"writer {number}", host, port, PAUSE)
+        self.number = number
+        self.acknowledged: dict[int, float] = {}
+        """When each acknowledged row was acknowledged."""
+        self._next = 0
+
+    def _work(self, session: sql.Session) -> None:
+        self._next += 1
+        session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", STATEMENT_LIMIT)
+        self.acknowledged[self._next] = time.monotonic()
+
+
+class Reader(_Client):
+    """Reads every 20 ms, in one session for as long as that lives, or in a new session each time."""
+
+    def __init__(self, host: str, port: int, number: int, new_sessions: bool = False) -> None:
+        super().__init__(f"reader {number}", host, port, READ_PAUSE)
+        self._new_sessions = new_sessions
+
+    def _work(self, session: sql.Session) -> None:
+        session.execute(f"select number from {TABLE} limit 1", STATEMENT_LIMIT)
+        if self._new_sessions:
+            session.close()
+
+    def _step(self, session: sql.Session | None) -> sql.Session | None:
+        session = super()._step(session)
+        return None if self._new_sessions else session
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Acknowledged rows against the rows that the primary has.
+
+    :param acknowledged: rows whose insert was acknowledged
+    :param lost_to_replication: missing, but acknowledged before the old primary died: asynchronous
+        replication loses those, whatever the balancer does
+    :param lost: missing without that excuse: written to a server that is not the primary any more
+    :param doubled: rows that exist more than once
+    """
+
+    acknowledged: int
+    lost_to_replication: int
+    lost: int
+    doubled: int
+
+
+class Clients:
+    """One writer and some readers, half of them with a new session for each read."""
+
+    def __init__(self, host: str, port: int, readers: int = 4) -> None:
+        self.writer = Writer(host, port)
+        self.readers = [Reader(host, port, number, new_sessions=number % 2 == 1) for number in range(readers)]
+
+    def __enter__(self) -> Clients:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def start(self) -> None:
+        """Start them and wait until each has succeeded once."""
+        for client in (self.writer, *self.readers):
+            client.start()
+        for client in (self.writer, *self.readers):
+            client.wait_success()
+
+    def end(self) -> None:
+        """Stop them."""
+        for client in (self.writer, *self.readers):
+            client.end()
+
+    def writing(self, since: float, until: float) -> Experience:
+        """What the writer saw."""
+        return self.writer.experience(since, until)
+
+    def reading(self, since: float, until: float) -> Experience:
+        """What the readers saw together; the gaps are those of the worst of them."""
+        seen = [reader.experience(since, until) for reader in self.readers]
+        texts: Counter[str] = Counter()
+        for experience in seen:
+            texts.update(experience.texts)
+        return Experience(
+            done=sum(experience.done for experience in seen),
+            longest_gap=max((experience.longest_gap for experience in seen), default=0.0),
+            total_gaps=max((experience.total_gaps for experience in seen), default=0.0),
+            recovered=all(experience.recovered for experience in seen),
+            cuts=sum(experience.cuts for experience in seen),
+            refused=sum(experience.refused for experience in seen),
+            errors=sum(experience.errors for experience in seen),
+            texts=dict(texts.most_common()),
+        )
+
+    def accounts(self, primary: Server, died: float | None = None) -> Accounts:
+        """Compare what was acknowledged so far with what ``primary`` has.
+
+        :param died: when the old primary died without notice, by ``time.monotonic()``; None when none did
+        :raises sql.SqlError: the primary does not answer
+        """
+        acknowledged = dict(self.writer.acknowledged)
+        rows = primary.query(f"select number from {TABLE} where writer = {self.writer.number}", timeout=30)
+        found = Counter(int(row["number"]) for row in rows)
+        missing = [number for number in acknowledged if number not in found]
+        excused = [number for number in missing if died is not None and acknowledged[number] <= died]
+        return Accounts(
+            acknowledged=len(acknowledged),
+            lost_to_replication=len(excused),
+            lost=len(missing) - len(excused),
+            doubled=sum(1 for count in found.values() if count > 1),
+        )
