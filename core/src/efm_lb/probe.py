@@ -15,7 +15,7 @@ from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 __all__ = ["Probe"]
 
-SETTLE = 0.5
+SETTLE = 1.0
 """Seconds that the other nodes get once the node in question has answered.
 
 A healthy node answers within milliseconds. One that is silent would hold up a

@@ -8,10 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
 from efm_lb.errors import EfmLbError
+from efm_lb.settings import settings_of
 
 __all__ = ["app"]
+
+HOOKS = "Script hooks of EFM"
 
 
 class _Group(TyperGroup):
@@ -30,11 +34,97 @@ app = typer.Typer(
     name="efm-lb",
     cls=_Group,
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    help="One EDB Failover Manager hook for every load balancer.",
 )
+Host = Annotated[str, typer.Argument(help="The node, as EFM passes it in %h (or %p).", metavar="HOST")]
+Type = Annotated[
+    str, typer.Argument(help="p or s (also m, primary, master, standby); nothing: ask the database.", metavar="TYPE")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and touch nothing.")]
 config = typer.Typer(no_args_is_help=True, help="The settings of a cluster.")
 app.add_typer(config, name="config")
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """One EDB Failover Manager hook for every load balancer."""
+    if version:
+        typer.echo(f"efm-lb {__version__}")
+        raise typer.Exit
+
+
+@app.command("attach", rich_help_panel=HOOKS)
+def attach(
+    host: Host,
+    type: Type = "",
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """script.load.balancer.attach: a node came up, or was promoted."""
+    _hook("attach", host, type, cluster, env_file, json, dry_run)
+
+
+@app.command("detach", rich_help_panel=HOOKS)
+def detach(
+    host: Host,
+    type: Type = "",
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """script.load.balancer.detach: a node went down, or is about to be stopped."""
+    _hook("detach", host, type, cluster, env_file, json, dry_run)
+
+
+@app.command("promote", rich_help_panel=HOOKS)
+def promote(
+    host: Host,
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """script.post.promotion: a node was promoted."""
+    _hook("promote", host, "", cluster, env_file, json, dry_run)
+
+
+def _hook(kind: str, host: str, type: str, cluster: str, env_file: str | None, json: bool, dry_run: bool) -> None:
+    """A hook run comes here only when the program is not started as `efm_lb.__main__` starts it."""
+    from efm_lb import hook
+
+    options = [f"--cluster={cluster}", *([f"--env-file={env_file}"] if env_file else [])]
+    flags = [*(["--json"] if json else []), *(["--dry-run"] if dry_run else [])]
+    raise typer.Exit(hook.main([kind, host, *([type] if type else []), *options, *flags]))
+
+
+@app.command("status")
+def status(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
+    """What each database says and what each balancer believes, side by side."""
+    from efm_lb.commands.status import status
+
+    raise typer.Exit(status(settings_of(cluster, env_file, os.environ)[0], json))
+
+
+@app.command("plan")
+def plan(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
+    """What would bring every balancer in line with the databases; nothing is done."""
+    from efm_lb.commands.plan import plan
+
+    raise typer.Exit(plan(settings_of(cluster, env_file, os.environ)[0], json))
+
+
+@app.command("check")
+def check(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
+    """Look for what will go wrong on the day: settings, files, logins, balancers; nothing is changed."""
+    from efm_lb.commands.check import check
+
+    raise typer.Exit(check(settings_of(cluster, env_file, os.environ)[0], json))
 
 
 @config.command("show")
