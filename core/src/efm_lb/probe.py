@@ -35,7 +35,7 @@ QUERY = (
 _REJECTING = ("57P03", "57P01", "57P02", "53300")
 
 # Lines of a message that do not say what went wrong.
-_ASIDES = ("\t", "LOCATION:", "HINT:")
+_ASIDES = ("\t", "LOCATION:", "HINT:", "password retrieved from file")
 
 # Variables that would send the probe of every node to one server, or let libpq skip a standby.
 _MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
