@@ -120,7 +120,7 @@ def _own_settings(variables: Mapping[str, Variable], problems: list[str]) -> tup
     try:
         settings = Settings(**nested(given))
     except ValidationError as error:
-        problems += [_own_problem(detail, variables) for detail in error.errors()]
+        problems += [problem for detail in error.errors() for problem in _own_problems(detail, variables)]
         return None, []
     flat = settings.model_dump()
     flat |= {f"probe{DELIMITER}{key}": value for key, value in flat.pop("probe").items()}
@@ -134,13 +134,13 @@ def _own_settings(variables: Mapping[str, Variable], problems: list[str]) -> tup
     return settings, values
 
 
-def _own_problem(detail: ErrorDetails, variables: Mapping[str, Variable]) -> str:
+def _own_problems(detail: ErrorDetails, variables: Mapping[str, Variable]) -> list[str]:
     name = PREFIX + DELIMITER.join(str(part).upper() for part in detail["loc"])
     kind, context, text = detail["type"], detail.get("ctx", {}), detail["input"]
     if name == BALANCERS.removesuffix(DELIMITER):
-        return f"{BALANCERS}<NAME>{DELIMITER}ADAPTER: missing: no balancer is set"
+        return [f"{BALANCERS}<NAME>{DELIMITER}ADAPTER: missing: no balancer is set"]
     if kind == "missing":
-        return f"{name}: missing: {own()[name].description}"
+        return [f"{name}: missing: {own()[name].description}"]
     messages = {
         "float_parsing": f"{text!r} is not a number",
         "finite_number": f"{text!r} is not a number",
@@ -150,7 +150,7 @@ def _own_problem(detail: ErrorDetails, variables: Mapping[str, Variable]) -> str
         "value_error": str(context.get("error")),
     }
     subject = variables.get(name, name)
-    return "\n".join(f"{subject}: {line}" for line in messages.get(kind, detail["msg"]).splitlines())
+    return [f"{subject}: {line}" for line in messages.get(kind, detail["msg"]).splitlines()]
 
 
 def _by_balancer(variables: Mapping[str, Variable]) -> dict[str, dict[str, Variable]]:

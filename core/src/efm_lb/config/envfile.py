@@ -33,7 +33,7 @@ def parse(content: bytes) -> Iterator[Assignment]:
         text = content.decode()
     except UnicodeDecodeError as error:
         yield Assignment("", "", content.count(b"\n", 0, error.start) + 1, "not UTF-8")
-        return
+        text = content.decode(errors="replace")  # to find what else is wrong
     for binding in parse_stream(io.StringIO(text, newline="")):
         # The parser counts the empty lines before an assignment as the assignment's own.
         blank = len(binding.original.string) - len(binding.original.string.lstrip())

@@ -57,7 +57,8 @@ def _env_file(sources: Sources, problems: list[str]) -> Iterator[Variable]:
     for assignment in parse(sources.content or b""):
         origin = f"{sources.env_file}:{assignment.line}"
         if assignment.problem:
-            problems.append(f"{origin}: {assignment.problem}")
+            ours = assignment.name.startswith(PREFIX)  # what else stands there may be a secret
+            problems.append(f"{f'{assignment.name} ({origin})' if ours else origin}: {assignment.problem}")
         elif assignment.name == ENV_FILE:
             problems.append(f"{ENV_FILE} ({origin}): names the env file itself; it counts in the environment only")
         else:

@@ -1,0 +1,75 @@
+"""What an adapter's schema may be, and how it is closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from efm_lb.config.adapters import BadSchemaError, Problem, closed, read
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ([], "of type list, not a mapping"),
+        ({"type": "array"}, "of type 'array', not 'object'"),
+        ({"properties": {"a": {"type": "intger"}}}, "not valid: 'intger' is not valid under any of the given schemas"),
+        ({"properties": {"a": {"type": "object"}}}, "property 'a' needs a type"),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, "property 'a' needs a type"),
+        ({"properties": {"a": {"type": "array", "items": {"type": "array"}}}}, "property 'a' needs a type"),
+        ({"properties": {"a": True}}, "property 'a' needs a type"),
+        ({"properties": {"A": {"type": "string"}}}, "'A' cannot be the end of a variable's name"),
+        ({"properties": {"a__b": {"type": "string"}}}, "'a__b' cannot be the end of a variable's name"),
+        ({"properties": {"a-b": {"type": "string"}}}, "'a-b' cannot be the end of a variable's name"),
+        ({"properties": {"adapter": {"type": "string"}}}, "'adapter' cannot be the end of a variable's name"),
+        ({"properties": {"a": {"type": "integer", "default": "1"}}}, "default of the schema's property 'a' is not"),
+        ({"required": ["a"]}, "requires 'a', which is not among its properties"),
+        ({"properties": {"a": {"type": "string", "x": object()}}}, "not JSON"),
+        ({"properties": {"a": {"type": "number", "default": float("nan")}}}, "not JSON"),
+    ],
+)
+def test_schemas_that_cannot_be_used(schema: Any, message: str) -> None:
+    with pytest.raises(BadSchemaError) as caught:
+        closed(schema)
+    assert message in str(caught.value)
+
+
+def test_it_is_closed_whatever_it_says_itself() -> None:
+    given = {"properties": {"a": {"type": "string"}}, "additionalProperties": True}
+    assert closed(given)["additionalProperties"] is False
+    assert given["additionalProperties"] is True
+
+
+def test_defaults_are_copies() -> None:
+    schema = closed({"properties": {"a": {"type": "array", "default": ["x"]}}})
+    one, _ = read({}, schema)
+    one["a"].append("y")
+    assert read({}, schema) == ({"a": ["x"]}, [])
+
+
+def test_a_default_satisfies_required() -> None:
+    schema = closed({"properties": {"a": {"type": "string", "default": "x"}}, "required": ["a"]})
+    assert read({}, schema) == ({"a": "x"}, [])
+
+
+def test_references_within_the_schema() -> None:
+    schema = closed(
+        {
+            "$defs": {"port": {"maximum": 65535}},
+            "properties": {"port": {"type": "integer", "$ref": "#/$defs/port"}},
+        }
+    )
+    assert read({"port": "1"}, schema) == ({"port": 1}, [])
+    assert read({"port": "70000"}, schema)[1] == [Problem("port", "70000 is greater than the maximum of 65535")]
+
+
+def test_a_problem_of_several_settings_waits_until_each_is_right() -> None:
+    schema = closed(
+        {
+            "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+            "dependentRequired": {"a": ["b"]},
+        }
+    )
+    assert read({"a": "x"}, schema)[1] == [Problem("a", "'x' is not an integer")]
+    assert read({"a": "1"}, schema)[1] == [Problem(None, "'b' is a dependency of 'a'")]
