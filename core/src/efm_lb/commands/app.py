@@ -127,6 +127,27 @@ def check(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False
     raise typer.Exit(check(settings_of(cluster, env_file, os.environ)[0], json))
 
 
+@app.command("rehearse")
+def rehearse(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option("--scenario", help="May be repeated; all of them when left out.", show_default=False),
+    ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order", help="documented, detach-after-stop, missing-detach, duplicate, two-hosts or missing-type."
+        ),
+    ] = "documented",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, and say how to stop them.")] = False,
+    json: Json = False,
+) -> None:
+    """Play a switchover, a failover and more on a throwaway cluster with the servers found on this machine."""
+    from efm_lb.rehearsal import rehearse
+
+    raise typer.Exit(rehearse(scenario or (), order, keep, json))
+
+
 @config.command("show")
 def config_show(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
     """Print every setting in force and where it was set."""
