@@ -96,7 +96,7 @@ def fields(body: bytes) -> list[str]:
 def notice(body: bytes) -> Notice:
     """Read the body of an error or a notice; parts that are missing are empty, other letters are ignored."""
     parts = {text[:1]: _printable(text[1:]) for text in fields(body)}
-    return Notice(parts.get("S", ""), parts.get("M", "no message"), parts.get("D", ""))
+    return Notice(parts.get("S", ""), parts.get("M") or "no message", parts.get("D", ""))
 
 
 def _printable(text: str) -> str:

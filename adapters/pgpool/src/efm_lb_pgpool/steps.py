@@ -281,10 +281,10 @@ def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memor
     # from here on, pgpool will look for a primary
     if len(truth.primaries) > 1:
         return Fail(f"{_names(truth.primaries)} are both writable: pgpool would choose one by its node id")
-    if successor is None:
+    if successor is None or (not successor.attached and _silent(truth, backends, successor)):
         return _detach_blocks(event, target, backends, memory)
     if not successor.attached:
-        return _answerable(Command("attach", successor), truth, backends)
+        return Command("attach", successor)
     if _is_settling(memory):
         return Wait(f"pgpool has not found its primary, node {successor}")
     return _answerable(Command("detach", target), truth, backends)
@@ -321,7 +321,7 @@ def _detach_blocks(event: Detach, target: Backend, backends: tuple[Backend, ...]
     if truth.role(event.node) is Role.PRIMARY:
         why = f"node {target} is up and the only primary"
         return Defer(why, HOLD if event.origin is Origin.HOOK else None)
-    why = f"no other primary is proven, and detaching node {target} would block pgpool until one is"
+    why = f"pgpool would be blocked by detaching node {target}: it would find no other primary"
     if event.origin is Origin.HOOK:
         return Defer(why, HOLD)
     if memory.search_timeout is None:
