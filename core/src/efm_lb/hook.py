@@ -56,7 +56,7 @@ class Report(NamedTuple):
     seconds: float = 0.0
 
 
-class Terminated(BaseException):
+class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGINT came; whatever was being done is left to the next call."""
 
 

@@ -123,6 +123,8 @@ def test_another_env_file_of_the_same_content(place: Place) -> None:
 @AS_ROOT
 def test_an_env_file_that_was_given_away(place: Place) -> None:
     os.chown(place.env_file, 12345, -1)
+    place.settings()  # root reads what EFM's user owns, in a directory that only root changes
+    os.chown(place.env_file.parent, 12345, -1)
     with pytest.raises(SettingsError, match="owned by uid 12345"):
         place.settings()
 

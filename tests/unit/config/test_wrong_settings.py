@@ -210,6 +210,7 @@ class TestEnvFile:
         self, env_file: Path, mode: int, owner: int | None, group: int | None, message: str
     ) -> None:
         os.chown(env_file, -1 if owner is None else owner, -1 if group is None else group)
+        os.chown(env_file.parent, -1 if owner is None else owner, -1)
         env_file.chmod(mode)
         with pytest.raises(SettingsError) as caught:
             load_settings("efm", str(env_file), {})
