@@ -14,7 +14,6 @@ from typing import NamedTuple
 from efm_lb import Balancer, Finding, Node, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_pgpool.members import Member, members_of
 from efm_lb_pgpool.node_info import Backend
-from efm_lb_pgpool.pcp import Refusal
 from efm_lb_pgpool.steps import SHORT_SEARCH, backend_of, primary_of
 
 __all__ = ["SETTINGS", "Rule", "check", "of_backends", "of_settings", "of_watchdog"]
@@ -161,7 +160,7 @@ def check(truth: Truth, balancer: Balancer, deadline: float) -> Iterator[Finding
             with member.session(deadline) as session:
                 settings = session.settings()
                 watchdog = session.watchdog()
-        except (TemporaryError, PermanentError, Refusal) as error:
+        except (TemporaryError, PermanentError) as error:
             yield Finding(Severity.ERROR, str(member), str(error))
             continue
         yield Finding(Severity.OK, str(member), f"answers, and knows {len(backends)} backends")

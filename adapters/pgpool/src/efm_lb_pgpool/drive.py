@@ -120,7 +120,7 @@ def _send(command: Command, member: Member, limit: float) -> str:
         try:
             _request(command, session, member.since_4_3)
         except Refusal as refusal:
-            text = str(refusal)
+            text = str(refusal.notice)
             if "disallowed" in text:
                 raise PermanentError(f"{command}: {text}; backend_flag must be ALLOW_TO_FAILOVER") from None
             if "pgpool mode" in text:

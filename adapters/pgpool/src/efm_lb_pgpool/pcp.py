@@ -43,11 +43,11 @@ class Interrupted(TemporaryError):
     """
 
 
-class Refusal(Exception):
-    """pgpool answered a request with an error."""
+class Refusal(TemporaryError):
+    """pgpool answered a request with an error. Whether another try may help, only its words tell."""
 
-    def __init__(self, notice: Notice) -> None:
-        super().__init__(str(notice))
+    def __init__(self, server: Server, notice: Notice) -> None:
+        super().__init__(f"{server} says: {notice}")
         self.notice = notice
 
 
@@ -221,7 +221,7 @@ class Session:
         try:
             reply = self._ask(b"W", b"-1\0", b"w")
         except Refusal as refusal:
-            if "not enabled" in str(refusal):
+            if "not enabled" in str(refusal.notice):
                 return None
             raise
         return reply[1] if len(reply) > 1 else ""
@@ -272,7 +272,7 @@ class Session:
             if kind == reply:
                 return frames.fields(body)
             if kind == b"E":
-                raise Refusal(frames.notice(body))
+                raise Refusal(self.server, frames.notice(body))
             self.notices.append(frames.notice(body))
 
     def _login_refused(self, user: str, body: bytes) -> PermanentError:

@@ -1,0 +1,169 @@
+"""What `efm-lb check` finds, from the settings and nodes that PCP tells."""
+
+import json
+
+import pytest
+
+from efm_lb import Balancer, Node, NodeState, Reach, Role, Severity, Truth
+from efm_lb_pgpool.check import SETTINGS, check, of_backends, of_settings, of_watchdog
+from efm_lb_pgpool.node_info import PRIMARY, STANDBY, Backend
+
+NODES = tuple(Node(f"10.0.0.{n}", f"10.0.0.{n}", 5444) for n in (11, 12, 13))
+HEALTHY = Truth(
+    tuple(
+        NodeState(node, Reach.ACCEPTING, role)
+        for node, role in zip(NODES, (Role.PRIMARY, Role.STANDBY, Role.STANDBY), strict=True)
+    )
+)
+BACKENDS = tuple(Backend(i, node.host, node.port, 2, PRIMARY if i == 0 else STANDBY) for i, node in enumerate(NODES))
+GOOD = {
+    "backend_clustering_mode": "1",
+    "sr_check_user": "pgpool",
+    "failover_on_backend_shutdown": "0",
+    "failover_on_backend_error": "0",
+    "health_check_period": "0",
+    "auto_failback": "0",
+    "detach_false_primary": "0",
+    "failover_command": "",
+    "failback_command": "",
+    "follow_primary_command": "",
+    "failover_if_affected_tuples_mismatch": "0",
+    "search_primary_node_timeout": "3",
+    "connect_timeout": "3000",
+    "backend_flag0": "ALLOW_TO_FAILOVER",
+}
+
+
+def bad(findings):
+    return [finding for finding in findings if finding.severity is not Severity.OK]
+
+
+def test_good_settings_are_told_as_well():
+    findings = list(of_settings(GOOD))
+    assert not bad(findings)
+    assert {finding.subject for finding in findings} == GOOD.keys()
+    assert {rule.names[0] for rule in SETTINGS} < GOOD.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "severity"),
+    [
+        ("backend_clustering_mode", "2", Severity.ERROR),
+        ("sr_check_user", "", Severity.ERROR),
+        ("failover_on_backend_shutdown", "1", Severity.WARNING),
+        ("failover_on_backend_error", "1", Severity.WARNING),
+        ("health_check_period", "5", Severity.WARNING),
+        ("auto_failback", "1", Severity.WARNING),
+        ("detach_false_primary", "1", Severity.WARNING),
+        ("failover_command", "/x --password=secret", Severity.WARNING),
+        ("failback_command", "/x", Severity.WARNING),
+        ("follow_primary_command", "/x", Severity.WARNING),
+        ("failover_if_affected_tuples_mismatch", "1", Severity.WARNING),
+        ("search_primary_node_timeout", "300", Severity.WARNING),
+        ("search_primary_node_timeout", "0", Severity.WARNING),
+        ("connect_timeout", "1000000", Severity.WARNING),
+        ("backend_flag0", "DISALLOW_TO_FAILOVER", Severity.ERROR),
+        ("backend_flag0", "ALLOW_TO_FAILOVER|ALWAYS_PRIMARY", Severity.ERROR),
+        ("backend_flag0", "ALLOW_TO_FAILOVER | ALWAYS_MASTER", Severity.ERROR),
+    ],
+)
+def test_each_bad_setting_has_a_line_to_paste(name, value, severity):
+    (finding,) = bad(of_settings(GOOD | {name: value}))
+    assert (finding.subject, finding.severity) == (name, severity)
+    assert finding.remedy.startswith(f"{name} = ")
+    assert "secret" not in finding.detail + finding.remedy
+
+
+def test_a_pgpool_that_cannot_switch_off_detaching_on_shutdown():
+    settings = {name: value for name, value in GOOD.items() if name != "failover_on_backend_shutdown"}
+    (finding,) = bad(of_settings(settings))
+    assert "cannot switch it off" in finding.detail
+    assert "4.3" in finding.remedy
+
+
+def test_the_old_name_of_a_setting_is_judged_too():
+    settings = {name: value for name, value in GOOD.items() if name != "follow_primary_command"}
+    (finding,) = bad(of_settings(settings | {"follow_master_command": "/x"}))
+    assert finding.subject == "follow_master_command"
+
+
+def test_healthy_backends():
+    findings = list(of_backends(HEALTHY, BACKENDS, GOOD))
+    assert not bad(findings)
+    assert len(findings) == 4
+
+
+def test_a_node_that_pgpool_does_not_know_gets_the_next_id():
+    (finding,) = bad(of_backends(HEALTHY, BACKENDS[:2], GOOD))
+    assert finding.severity is Severity.ERROR
+    assert "backend_hostname2 = '10.0.0.13'" in finding.remedy
+
+
+def test_a_backend_that_is_no_node():
+    stranger = Backend(3, "db4.example", 5444, 2, STANDBY)
+    (finding,) = bad(of_backends(HEALTHY, (*BACKENDS, stranger), GOOD))
+    assert "3 (db4.example:5444)" in finding.subject
+
+
+def test_a_hole_between_the_ids_is_no_stranger():
+    assert not bad(of_backends(HEALTHY, (*BACKENDS, Backend(3, "", 0, 0, STANDBY)), GOOD))
+
+
+@pytest.mark.parametrize("status", [2, 3])
+def test_no_primary_points_to_the_user_that_looks_for_it(status):
+    roles = (STANDBY if status == 2 else PRIMARY, STANDBY, STANDBY)
+    backends = tuple(b._replace(role=role) for b, role in zip(BACKENDS, roles, strict=True))
+    backends = (backends[0]._replace(status=status), *backends[1:])
+    findings = [finding for finding in bad(of_backends(HEALTHY, backends, GOOD)) if finding.subject == "primary"]
+    assert len(findings) == 1
+    assert "sr_check_user 'pgpool' cannot log in" in findings[0].detail
+
+
+def test_the_wrong_primary():
+    backends = (BACKENDS[0]._replace(role=STANDBY), BACKENDS[1]._replace(role=PRIMARY), BACKENDS[2])
+    (finding,) = bad(of_backends(HEALTHY, backends, GOOD))
+    assert finding.detail == "pgpool sends writes to 10.0.0.12:5444, but the primary is 10.0.0.11:5444"
+
+
+def test_an_ancient_pgpool():
+    backends = tuple(backend._replace(role=None) for backend in BACKENDS)
+    (finding,) = bad(of_backends(HEALTHY, backends, GOOD))
+    assert finding.subject == "version"
+
+
+def watchdog(*states, quorum=1):
+    nodes = [{"NodeName": f"pool{i}", "StateName": state} for i, state in enumerate(states)]
+    return json.dumps({"QuorumStatus": quorum, "WatchdogNodes": nodes})
+
+
+def test_watchdog():
+    good = watchdog("LEADER", "STANDBY", "STANDBY")
+    assert not bad(of_watchdog("pool1", 3, good))
+    assert not list(of_watchdog("pool1", 1, None))
+    assert [f.detail for f in bad(of_watchdog("pool1", 1, good))] == [
+        "3 pgpools are in the watchdog cluster, HOST lists 1"
+    ]
+    assert [f.severity for f in bad(of_watchdog("pool1", 2, None))] == [Severity.ERROR]
+    lost = list(bad(of_watchdog("pool1", 3, watchdog("LEADER", "LOST", "SHUTDOWN", quorum=-1))))
+    assert [finding.detail for finding in lost] == [
+        "is LOST",
+        "is SHUTDOWN",
+        "has no quorum; PCP commands work nevertheless",
+    ]
+
+
+@pytest.mark.parametrize("document", ["", "[]", "{}", '{"WatchdogNodes": 1}', '{"WatchdogNodes": [1]}', "[" * 100_000])
+def test_a_watchdog_that_talks_nonsense(document):
+    (finding,) = of_watchdog("pool1", 3, document)
+    assert finding.severity is Severity.WARNING
+
+
+def test_what_does_not_answer_or_cannot_be_logged_in_to_is_a_finding(tmp_path):
+    settings = {"host": ["127.0.0.1:1"], "user": "pcp", "passfile": str(tmp_path / "pcppass")}
+    (finding,) = check(HEALTHY, Balancer("pool1", "pgpool", settings), 1e9)
+    assert "cannot be read" in finding.detail
+    (tmp_path / "pcppass").touch(mode=0o600)
+    (tmp_path / "pcppass").write_text("*:*:*:secret\n")
+    (finding,) = check(HEALTHY, Balancer("pool1", "pgpool", settings), 1e9)
+    assert finding.subject == "127.0.0.1:1"
+    assert "Connection refused" in finding.detail
