@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 from efm_lb.rehearsal.cluster import PROBE_PASSWORD, PROBE_USER, Cluster
 from efm_lb.rehearsal.pgpool import Pgpool
 
-__all__ = ["EFM_LB", "Hook", "Run", "efm_lb_hook", "hook_environment"]
+__all__ = ["EFM_LB", "Hook", "Run", "efm_lb_hook", "hook_environment", "probe_passfile"]
 
 EFM_LB = (sys.executable, "-I", "-m", "efm_lb")
 """The command of this installation."""
@@ -78,13 +80,22 @@ class Hook:
             stdout, stderr = process.communicate(timeout=self.timeout)
             exit_code = process.returncode
         except subprocess.TimeoutExpired:
-            process.kill()
-            stdout, stderr = process.communicate()
+            # What a script has started holds its output open.
+            os.killpg(process.pid, signal.SIGKILL)
+            stdout, stderr = process.communicate(timeout=10)
             exit_code = None
         seconds = time.monotonic() - started
         return Run(
             argv, started, seconds, exit_code, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace")
         )
+
+
+def probe_passfile(cluster: Cluster) -> Path:
+    """Write a PostgreSQL password file with the password of the role that hooks ask the databases as."""
+    passfile = cluster.stage.directory / "probe.pgpass"
+    passfile.touch(mode=0o600)
+    passfile.write_text(f"*:*:*:{PROBE_USER}:{PROBE_PASSWORD}\n")
+    return passfile
 
 
 def hook_environment(
@@ -98,16 +109,13 @@ def hook_environment(
     :return: the env file
     """
     directory = cluster.stage.directory
-    passfile = directory / "probe.pgpass"
-    passfile.touch(mode=0o600)
-    passfile.write_text(f"*:*:*:{PROBE_USER}:{PROBE_PASSWORD}\n")
     state = directory / f"{name}.state"
     state.mkdir(mode=0o700, exist_ok=True)
     variables: dict[str, object] = {
         "EFM_LB_NODES": ",".join(node.address for node in cluster.nodes),
         "EFM_LB_PROBE__USER": PROBE_USER,
         "EFM_LB_PROBE__DBNAME": "postgres",
-        "EFM_LB_PROBE__PASSFILE": passfile,
+        "EFM_LB_PROBE__PASSFILE": probe_passfile(cluster),
         "EFM_LB_STATE_DIR": state,
     }
     for number, pool in enumerate(pools, start=1):

@@ -25,7 +25,7 @@ _TITLES = {
     Scenario.STANDBY_STOP: "standby-stop: a standby is stopped",
     Scenario.STANDBY_START: "standby-start: the stopped standby comes back",
 }
-_NARROWEST = 100
+_NARROWEST = 120
 
 
 def plain_console() -> Console:

@@ -1,0 +1,45 @@
+"""The two arms: the same calls of EFM's, answered by the bash hooks of today and by efm-lb."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from efm_lb.rehearsal.cluster import PROBE_USER, Cluster
+from efm_lb.rehearsal.hooks import EFM_LB, Hook, hook_environment, probe_passfile
+from efm_lb.rehearsal.pgpool import Pgpool
+
+__all__ = ["bash_hook", "command", "efm_lb_hook"]
+
+_SCRIPTS = Path(__file__).parent / "hooks"
+
+
+def command() -> list[str]:
+    """``efm-lb`` as EFM runs it: the console script of this interpreter's environment."""
+    script = shutil.which("efm-lb", path=str(Path(sys.executable).parent))
+    return [script] if script else list(EFM_LB)
+
+
+def bash_hook(cluster: Cluster, pools: Sequence[Pgpool], timeout: float) -> Hook:
+    """The bash hooks, for ``pools`` in this order; a run is killed after ``timeout`` seconds."""
+    environment = {
+        "LB_HOSTS": " ".join(f"{pool.host}:{pool.pcp_port}" for pool in pools),
+        "PCPPASSFILE": str(pools[0].pcp_passfile),
+        "LB_PCP_USER": pools[0].pcp_user,
+        "LB_PGPORT": str(cluster.nodes[0].port),
+        "LB_PGUSER": PROBE_USER,
+        "PGPASSFILE": str(probe_passfile(cluster)),
+    }
+    return Hook(lambda words: [str(_SCRIPTS / f"{words[0]}.sh"), *words[1:]], environment, timeout)
+
+
+def efm_lb_hook(
+    cluster: Cluster, pools: Sequence[Pgpool], name: str, extra: Mapping[str, object] | None = None
+) -> Hook:
+    """efm-lb for ``pools``, its settings compiled already, as they are on a host that has run one hook before."""
+    env_file = hook_environment(cluster, pools, name, extra)
+    hook = Hook(lambda words: [*command(), *words, f"--env-file={env_file}"])
+    hook("attach", cluster.nodes[-1].name, "s")
+    return hook

@@ -1,0 +1,84 @@
+"""efm-lb and the bash hooks side by side, in turns on one cluster of real servers: ``make bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import median
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rows import Bench, Row
+
+from efm_lb.errors import EfmLbError
+from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.report import plain_console
+
+PARTS = ("switchover", "failover", "attach_standby", "hung_pgpool", "frozen_primary", "start_up")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="runs of each arm (default: 5)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be given more than once")
+    parser.add_argument("--json", metavar="FILE", help="write all raw runs to FILE")
+    options = parser.parse_args(argv)
+    console = plain_console()
+    say = Console(stderr=True, highlight=False)
+    say.print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}: the higher the load, the longer all times")
+    rows: list[Row] = []
+    try:
+        with Cluster.start() as cluster:
+            bench = Bench(cluster, options.runs, lambda text: say.print(f"  {text}"))
+            for part in options.only or PARTS:
+                say.print(part)
+                rows += getattr(bench, part)()
+            bench.close()
+    except EfmLbError as error:
+        say.print(str(error))
+        return error.exit_code
+    tell(console, rows)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump([{**asdict(row), "ratio": row.ratio} for row in rows], file, indent=2)
+    return 1 if any(row.reached is False for row in rows) else 0
+
+
+def tell(console: Console, rows: Sequence[Row]) -> None:
+    """The medians as a table, and all raw runs below."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("median of")
+    for heading in ("bash", "efm-lb", "ratio"):
+        table.add_column(heading, justify="right")
+    table.add_column("target")
+    table.add_column("")
+    for row in rows:
+        verdict = {True: "[green]reached[/]", False: "[bold red]missed[/]", None: ""}[row.reached]
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(row.what, _middle(row, row.bash), _middle(row, row.efm_lb), ratio, row.target, verdict)
+    console.print(table)
+    console.print("raw runs:")
+    for row in rows:
+        console.print(f"  {row.what}")
+        for arm, values in (("bash", row.bash), ("efm-lb", row.efm_lb)):
+            if values:
+                console.print(f"    {arm:7} {' '.join(_text(row, value) for value in values)}", soft_wrap=True)
+        for note in row.notes:
+            console.print(f"    note    {note}", soft_wrap=True, markup=False)
+
+
+def _middle(row: Row, values: Sequence[float]) -> str:
+    return f"{_text(row, median(values))} {row.unit}".strip() if values else "-"
+
+
+def _text(row: Row, value: float) -> str:
+    return f"{value:.3f}" if row.unit == "s" else f"{value:.1f}" if row.unit == "M" else f"{value:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
