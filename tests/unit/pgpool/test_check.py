@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from efm_lb import Balancer, Node, NodeState, Reach, Role, Severity, Truth
+from efm_lb import Balancer, Node, NodeState, PermanentError, Reach, Role, Severity, TemporaryError, Truth
 from efm_lb_pgpool.check import SETTINGS, check, of_backends, of_settings, of_watchdog
 from efm_lb_pgpool.node_info import PRIMARY, STANDBY, Backend
 
@@ -158,12 +158,12 @@ def test_a_watchdog_that_talks_nonsense(document):
     assert finding.severity is Severity.WARNING
 
 
-def test_what_does_not_answer_or_cannot_be_logged_in_to_is_a_finding(tmp_path):
+def test_what_does_not_answer_or_cannot_be_logged_in_to(tmp_path):
     settings = {"host": ["127.0.0.1:1"], "user": "pcp", "passfile": str(tmp_path / "pcppass")}
-    (finding,) = check(HEALTHY, Balancer("pool1", "pgpool", settings), 1e9)
-    assert "cannot be read" in finding.detail
+    balancer = Balancer("pool1", "pgpool", settings)
+    with pytest.raises(PermanentError, match="cannot be read"):
+        check(HEALTHY, balancer, 1e9)
     (tmp_path / "pcppass").touch(mode=0o600)
     (tmp_path / "pcppass").write_text("*:*:*:secret\n")
-    (finding,) = check(HEALTHY, Balancer("pool1", "pgpool", settings), 1e9)
-    assert finding.subject == "127.0.0.1:1"
-    assert "Connection refused" in finding.detail
+    with pytest.raises(TemporaryError, match="Connection refused"):
+        check(HEALTHY, balancer, 1e9)

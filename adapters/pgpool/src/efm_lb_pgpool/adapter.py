@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from efm_lb import (
-    Attach,
-    Balancer,
-    Detach,
-    Event,
-    Finding,
-    Node,
-    Outcome,
-    Promote,
-    Truth,
-    View,
-    hookimpl,
-)
+from efm_lb import Attach, Balancer, Detach, Event, Node, Outcome, Promote, Truth, hookimpl
 from efm_lb_pgpool.drive import drive
 from efm_lb_pgpool.members import members_of
+
+if TYPE_CHECKING:
+    from efm_lb import Finding, View
 
 
 @hookimpl

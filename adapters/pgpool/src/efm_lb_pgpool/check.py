@@ -144,29 +144,33 @@ _ALWAYS_THERE = "failover_on_backend_shutdown"
 """Where this setting is missing, what it switches off is always on: pgpool 4.2 and older."""
 
 
-def check(truth: Truth, balancer: Balancer, deadline: float) -> Iterator[Finding]:
-    """All findings about one balancer; one that does not answer is a finding too.
+def check(truth: Truth, balancer: Balancer, deadline: float) -> list[Finding]:
+    """All findings about one balancer. Of several members, one that does not answer is a finding too.
 
     :param deadline: by ``time.monotonic()``
+    :raises TemporaryError: no member answers
+    :raises PermanentError: none can be logged in to
     """
-    try:
-        members = members_of(balancer)
-    except PermanentError as error:
-        yield Finding(Severity.ERROR, "login", str(error))
-        return
-    for member in members.all:
+    findings: list[Finding] = []
+    problems: list[TemporaryError | PermanentError] = []
+    members = members_of(balancer).all
+    for member in members:
         try:
             backends = member.nodes(deadline).backends
             with member.session(deadline) as session:
                 settings = session.settings()
                 watchdog = session.watchdog()
         except (TemporaryError, PermanentError) as error:
-            yield Finding(Severity.ERROR, str(member), str(error))
+            problems.append(error)
+            findings.append(Finding(Severity.ERROR, str(member), str(error)))
             continue
-        yield Finding(Severity.OK, str(member), f"answers, and knows {len(backends)} backends")
-        yield from of_settings(settings)
-        yield from of_backends(truth, backends, settings)
-        yield from of_watchdog(member, len(members.all), watchdog)
+        findings.append(Finding(Severity.OK, str(member), f"answers, and knows {len(backends)} backends"))
+        findings += of_settings(settings)
+        findings += of_backends(truth, backends, settings)
+        findings += of_watchdog(member, len(members), watchdog)
+    if len(problems) == len(members):
+        raise problems[0]
+    return findings
 
 
 def of_settings(settings: Mapping[str, str]) -> Iterator[Finding]:
