@@ -7,7 +7,6 @@ Everything that comes from the peer is bounded before it is believed.
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import NamedTuple
 
 __all__ = [
@@ -21,9 +20,7 @@ __all__ = [
     "notice",
 ]
 
-_HEADER = Struct("!cI")
-
-HEADER_SIZE = _HEADER.size
+HEADER_SIZE = 5
 """Bytes before the body."""
 
 MAX_BODY = 1 << 20
@@ -63,7 +60,7 @@ def encode(kind: bytes, body: bytes = b"") -> bytes:
     length = len(body) + 4
     if length > _MAX_REQUEST:
         raise ValueError(f"a PCP request of {length} bytes is longer than the {_MAX_REQUEST} that pgpool accepts")
-    return _HEADER.pack(kind, length) + body
+    return kind + length.to_bytes(4, "big") + body
 
 
 def body_length(header: bytes, expected: bytes) -> tuple[bytes, int]:
@@ -74,7 +71,7 @@ def body_length(header: bytes, expected: bytes) -> tuple[bytes, int]:
     :return: the type, and how many bytes follow
     :raises FrameError: a type that is not expected, or a length out of bounds
     """
-    kind, length = _HEADER.unpack(header)
+    kind, length = header[:1], int.from_bytes(header[1:], "big")
     if kind not in expected:
         raise FrameError(f"unexpected message type {kind!r}")
     if not 4 <= length <= MAX_BODY + 4:
