@@ -112,9 +112,18 @@ def test_a_false_ok_is_a_temporary_failure(model):
 
 def test_a_refusal_that_lasts_is_told_in_the_words_of_pgpool(model):
     acting = Acting(model)
-    acting.answers[b"D"] = error("ERROR", "degenerate backend request is canceled by other pgpool")
-    with FakePgpool(acting) as server, pytest.raises(TemporaryError, match="canceled by other pgpool"):
-        run(Detach(NODES[2], truth("Pss")), member_of(server))
+    acting.answers[b"D"] = error("ERROR", "something new")
+    with FakePgpool(acting) as server, pytest.raises(TemporaryError, match="something new"):
+        run(Detach(NODES[2], truth("Pss")), member_of(server), seconds=30)
+
+
+def test_a_watchdog_without_a_leader_is_waited_for(model):
+    acting = Acting(model)
+    cancelled = error("ERROR", "degenerate backend request for 1 node(s) from pid [1] is canceled by other pgpool")
+    refusals = iter([cancelled] * 4)
+    acting.answers[b"D"] = lambda body: next(refusals, None) or acting._command("detach", body, b"d")
+    with FakePgpool(acting) as server:
+        assert run(Detach(NODES[2], truth("Pss")), member_of(server)).result is Result.CHANGED
 
 
 def test_a_cancelled_promote_is_seen_in_the_log(model):
@@ -125,7 +134,7 @@ def test_a_cancelled_promote_is_seen_in_the_log(model):
     log = frame(b"N", b"SLOG\0Mpromote backend request for node_id: 1 is canceled  by other pgpool\0\0")
     acting.answers[b"J"] = log + frame(b"d", COMPLETE)
     with FakePgpool(acting) as server, pytest.raises(TemporaryError, match="canceled"):
-        run(Promote(NODES[1], truth("xPx")), member_of(server))
+        run(Promote(NODES[1], truth("xPx")), member_of(server), seconds=1)
 
 
 def test_a_flag_that_forbids_the_detach_is_permanent(model):

@@ -17,6 +17,8 @@ _MARGIN = 0.1
 _FIRST_PAUSE = 0.02
 """Seconds between a command and the first look; most effects show by then."""
 _LONGEST_PAUSE = 0.1
+_CANCELLED_PAUSE = 0.5
+"""Seconds after a request that the watchdog cancelled: it does so until the pgpools have elected a new leader."""
 _MAX_REFUSALS = 3
 
 
@@ -87,7 +89,10 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
             else:
                 if refusal:
                     problem = refusal
-                    refusals += 1
+                    if _is_passing(refusal):
+                        pause = _CANCELLED_PAUSE
+                    else:
+                        refusals += 1
                 else:
                     memory = sent(memory, step)
                     sent_at = monotonic()
@@ -139,6 +144,11 @@ def _request(command: Command, session: Session, since_4_3: bool) -> None:
         session.detach(node_id)
     else:
         session.promote(node_id, since_4_3)
+
+
+def _is_passing(refusal: str) -> bool:
+    """Whether only the watchdog said no: it has no leader, or the leader did not answer."""
+    return "by other pgpool" in refusal or "not in stable state" in refusal
 
 
 def _denies(message: str) -> bool:
