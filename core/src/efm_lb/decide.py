@@ -175,7 +175,9 @@ def _take_out(call: Call, truth: Truth, reason: str) -> Decision:
 def _last_usable(call: Call, truth: Truth, policy: Policy, what: str) -> Decision:
     """A switchover is about to stop this node, or only its agent died: the arguments cannot tell."""
     if policy.detach_live_primary is DetachLivePrimary.OBEY:
-        return _take_out(call, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says")
+        # The operator has said so beforehand, and an adapter holds nothing back from an operator.
+        by_policy = call._replace(origin=Origin.OPERATOR)
+        return _take_out(by_policy, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says")
     if policy.detach_live_primary is DetachLivePrimary.REFUSE:
         return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says")
     owed = None if call.origin is Origin.FOLLOW_UP else GRACE

@@ -14,8 +14,9 @@ _GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
 def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     """The events that would bring a balancer in line with the truth, in the order to send them.
 
-    Writes first, then what can serve, then what cannot. Nothing is wanted while more
-    than one node is writable: that is for a person to end.
+    Writes first, then what cannot serve, then what can, and that only while there is a
+    primary to follow. Nothing is wanted while more than one node is writable: that is
+    for a person to end.
 
     :param truth: what the databases say
     :param view: what the balancer believes
@@ -31,14 +32,14 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
         if seen and not (seen.writes and seen.attached):
             events.append(Promote(primary, truth, origin))
     events += [
-        Attach(seen.node, truth, origin)
-        for seen in view.nodes
-        if truth.role(seen.node) is Role.STANDBY and not seen.attached
-    ]
-    events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
         if truth.state(seen.node).reach in _GONE and seen.attached and (primary or not seen.writes)
+    ]
+    events += [
+        Attach(seen.node, truth, origin)
+        for seen in view.nodes
+        if truth.role(seen.node) is Role.STANDBY and not seen.attached and primary
     ]
     return tuple(events)
 

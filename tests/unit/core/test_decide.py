@@ -121,7 +121,7 @@ def test_the_last_usable_node_is_the_policy_s(what: Call, truth: Truth) -> None:
     assert deferred.verdict is Verdict.DEFER
     assert deferred.again_after is not None
     assert decide(what, truth, Policy(DetachLivePrimary.REFUSE)).verdict is Verdict.REFUSE
-    assert decide(what, truth, Policy(DetachLivePrimary.OBEY)).event == Detach(what.node, truth)
+    assert decide(what, truth, Policy(DetachLivePrimary.OBEY)).event == Detach(what.node, truth, Origin.OPERATOR)
 
 
 def test_a_follow_up_leaves_a_node_that_came_back_and_owes_nothing_more() -> None:

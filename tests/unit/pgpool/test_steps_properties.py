@@ -198,11 +198,11 @@ def test_an_attach_never_blocks_pgpool(case):
 
 @MANY
 @given(runs(Detach))
-def test_a_detach_blocks_pgpool_only_briefly_or_when_a_person_wants_it(case):
+def test_a_detach_blocks_pgpool_never_for_ever_unless_a_person_wants_it(case):
     model, run = case
     if run.event.origin is Origin.OPERATOR:
         return
-    settle(model, 15)
+    settle(model, model.search_timeout + 15)
     silent = sum(state == "-" and seen.attached for state, seen in zip(model.databases, run.first, strict=True))
     primary = run.event.truth.primary
     found = backend_of(primary, run.first) if primary else None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from efm_lb import Balancer, Finding, Node, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_pgpool.members import Member, members_of
 from efm_lb_pgpool.node_info import Backend
-from efm_lb_pgpool.steps import SHORT_SEARCH, backend_of, primary_of
+from efm_lb_pgpool.steps import backend_of, primary_of
 
 __all__ = ["SETTINGS", "Rule", "check", "of_backends", "of_settings", "of_watchdog"]
 
@@ -126,7 +126,7 @@ SETTINGS = (
     ),
     Rule(
         ("search_primary_node_timeout",),
-        _between(1, SHORT_SEARCH),
+        _between(1, 10),
         Severity.WARNING,
         "while pgpool looks for a primary and there is none, no client is served for this many seconds (0 is for ever)",
         "search_primary_node_timeout = 3",

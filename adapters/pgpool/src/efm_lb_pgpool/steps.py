@@ -27,7 +27,6 @@ __all__ = [
     "HOLD",
     "RESEND",
     "SETTLE",
-    "SHORT_SEARCH",
     "TRIES",
     "Ask",
     "Command",
@@ -44,11 +43,8 @@ __all__ = [
     "sent",
 ]
 
-HOLD = 5.0
-"""Seconds until a held back event is judged again: longer than most promotions take."""
-
-SHORT_SEARCH = 10
-"""The longest search_primary_node_timeout, in seconds, that is worth the wait: see `_detach_blocks`."""
+HOLD = 2.0
+"""Seconds until a held back event is judged again: see `_detach_blocks`."""
 
 SETTLE = 1.5
 """Seconds that pgpool gets to find its primary after an attach. That search cannot be seen in its node info."""
@@ -228,7 +224,8 @@ def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], mem
     3. pgpool looks for its primary: wait. A pcp_promote_node queued behind a search is executed after it.
     4. pgpool calls another node primary: detach that one; pgpool then finds the target.
     5. pgpool calls no node primary: attach a standby that is down, so that it looks again.
-    6. There is none: pcp_promote_node, which asks no database.
+    6. All are attached: detach one, for the same; it is put back by 1.
+    7. There is no standby: pcp_promote_node, which asks no database.
 
     Silent nodes are detached before whatever makes pgpool look (`_answerable`).
     """
@@ -248,9 +245,12 @@ def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], mem
     if primary:
         return _answerable(Command("detach", primary), truth, backends)
     if not _silent(truth, backends, target):
-        for standby in (backend_of(node, backends) for node in truth.standbys):
-            if standby and not standby.attached:
+        standbys = [standby for node in truth.standbys if (standby := backend_of(node, backends))]
+        for standby in standbys:
+            if not standby.attached:
                 return Command("attach", standby)
+        if standbys:
+            return Command("detach", standbys[-1])
     return Command("promote", target)
 
 
@@ -310,9 +310,11 @@ def _detach_blocks(event: Detach, target: Backend, backends: tuple[Backend, ...]
     silent, promoted after 8 s: new session  8.3        3.8             9.0
     =======================================  =========  ==============  ======================
 
-    So a detach is worth it only when no promotion comes soon, and only with a short search_primary_node_timeout:
-    it holds up every client for that time, and only then do the standbys serve reads again. With a long one
-    nobody is served before the promotion, which is found either way.
+    Where the promotion follows within `HOLD`, holding back brings writes back 0.1 s after it instead of 0.5 s, and
+    spares every client the search. Each second more is one without reads where the old primary refuses, because every
+    session of pgpool holds a connection to it, and one more pgpool child lost for good where it is silent. Where no
+    promotion comes, only a detach brings reads back: after the search_primary_node_timeout, so that must be short
+    (`efm-lb check` says so), and never when it is 0, for ever.
     """
     truth = event.truth
     detach = _answerable(Command("detach", target), truth, backends)
@@ -326,8 +328,8 @@ def _detach_blocks(event: Detach, target: Backend, backends: tuple[Backend, ...]
         return Defer(why, HOLD)
     if memory.search_timeout is None:
         return Ask("search_primary_node_timeout")
-    if not 0 < memory.search_timeout <= SHORT_SEARCH:
-        return Defer(f"{why} (search_primary_node_timeout = {memory.search_timeout})", None)
+    if memory.search_timeout == 0:
+        return Defer(f"{why}, and would look for one for ever (search_primary_node_timeout = 0)", None)
     return detach
 
 
