@@ -1,0 +1,88 @@
+"""What would make a view right, and what is wrong with it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efm_lb import Attach, Detach, Node, NodeState, NodeView, Promote, Reach, Role, Truth, View
+from efm_lb.reconcile import differences, disagreement
+
+NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
+STATES = {
+    "P": (Reach.ACCEPTING, Role.PRIMARY),
+    "s": (Reach.ACCEPTING, Role.STANDBY),
+    "x": (Reach.REFUSED, None),
+    "-": (Reach.NO_RESPONSE, None),
+    "?": (Reach.DENIED, None),
+}
+
+
+def truth(letters: str) -> Truth:
+    return Truth(tuple(NodeState(node, *STATES[letter], 1) for node, letter in zip(NODES, letters, strict=False)))
+
+
+def view(letters: str) -> View:
+    """``W`` gets writes, ``w`` too but is detached, ``a`` is attached, ``d`` detached, ``.`` not known."""
+    return View(
+        tuple(
+            NodeView(node, attached=letter in "Wa", writes=letter in "Ww", detail="")
+            for node, letter in zip(NODES, letters, strict=False)
+            if letter != "."
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("databases", "believed", "wanted"),
+    [
+        ("Pss", "Waa", ""),
+        ("sPs", "Waa", "promote db2"),
+        ("xPs", "Waa", "promote db2, detach db1"),
+        ("xPs", "dWd", "attach db3"),
+        ("Psx", "Waa", "detach db3"),
+        ("Ps-", "Wad", ""),
+        ("Pss", "waa", "promote db1"),
+        ("Ps?", "Waa", ""),
+        ("Ps?", "Wad", ""),
+        ("PPs", "Wda", ""),
+        ("xss", "Wad", ""),
+        ("Pss", "Wa.", ""),
+        ("-Ps", "Wad", "promote db2, detach db1, attach db3"),
+    ],
+)
+def test_differences(databases: str, believed: str, wanted: str) -> None:
+    events = differences(truth(databases), view(believed))
+    assert ", ".join(f"{type(event).__name__.lower()} {event.node.name}" for event in events) == wanted
+
+
+@given(
+    st.text("".join(STATES), min_size=1, max_size=3),
+    st.text("Waw d.".replace(" ", ""), min_size=3, max_size=3),
+)
+def test_never(databases: str, believed: str) -> None:
+    said = truth(databases)
+    for event in differences(said, view(believed[: len(databases)])):
+        if isinstance(event, Promote):
+            assert said.primary == event.node
+        if isinstance(event, Attach):
+            assert said.role(event.node) is Role.STANDBY
+        if isinstance(event, Detach):
+            assert said.state(event.node).reach is not Reach.ACCEPTING
+
+
+@pytest.mark.parametrize(
+    ("databases", "believed", "wrong"),
+    [
+        ("Pss", "Waa", {}),
+        ("sPs", "Waa", {"db1": "gets writes, but is a standby", "db2": "is a primary, but gets no writes"}),
+        ("xss", "Waa", {"db1": "gets writes, but is down"}),
+        ("Psx", "Waa", {"db3": "is down, but attached"}),
+        ("Pss", "Wad", {"db3": "is up, but detached"}),
+        ("Ps-", "Wad", {}),
+        ("Pss", "Wa.", {"db3": "not known to this balancer"}),
+    ],
+)
+def test_disagreement(databases: str, believed: str, wrong: dict[str, str]) -> None:
+    assert disagreement(truth(databases), view(believed)) == wrong
