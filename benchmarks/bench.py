@@ -38,7 +38,6 @@ def main(argv: Sequence[str]) -> int:
             for part in options.only or PARTS:
                 say.print(part)
                 rows += getattr(bench, part)()
-            bench.close()
     except EfmLbError as error:
         say.print(str(error))
         return error.exit_code

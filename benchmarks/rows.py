@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -24,10 +26,13 @@ from efm_lb.rehearsal.waiting import wait_until
 
 __all__ = ["Bench", "Row"]
 
+ARMS = ("bash", "efm-lb")
 CONNECT_TIMEOUT = 2.0
 """efm-lb's EFM_LB_CONNECT_TIMEOUT, its default."""
 BASH_LIMIT = 20.0
 """Seconds after which a bash hook that hangs is killed; it would hang for two minutes or for ever."""
+DELIBERATIONS = (0.0, 0.2, 1.5)
+"""Seconds that EFM may take from the detach of a crashed primary to the promotion."""
 QUIET = 1.3
 """Seconds that pgpool takes to handle a request at once again, after it has handled one."""
 
@@ -69,7 +74,7 @@ class Row:
 
 
 class Bench:
-    """One cluster, and one pgpool per arm: a late follow-up of one arm never helps or hurts the other.
+    """One cluster, and a new pgpool for each run: a late follow-up of one run never helps or hurts another.
 
     :param say: told what is going on
     """
@@ -78,46 +83,48 @@ class Bench:
         self._cluster = cluster
         self._runs = runs
         self._say = say
-        self._bash_pool = Pgpool.start(cluster)
-        self._pool = Pgpool.start(cluster)
-        self._bash = bash_hook(cluster, [self._bash_pool], timeout=60)
-        self._efm_lb = efm_lb_hook(cluster, [self._pool], "bench")
-
-    @property
-    def _arms(self) -> list[tuple[str, Hook, Pgpool]]:
-        return [("bash", self._bash, self._bash_pool), ("efm-lb", self._efm_lb, self._pool)]
 
     def switchover(self) -> list[Row]:
         """A planned switchover under load."""
         played = self._played(Scenario.SWITCHOVER)
         cuts = Row("switchover: writer's sessions cut", "", *_both(played, lambda result: result.writing.cuts))
-        cuts.aim_value(2)
         return [
             self._outage("switchover: longest write outage", played).aim_ratio(0.40),
-            cuts,
+            self._resumed("switchover", played),
+            cuts.aim_value(2),
             Row("switchover: EFM waits for the hook", "s", *_both(played, lambda result: result.hook_seconds)),
         ]
 
     def failover(self) -> list[Row]:
-        """A crash of the primary under load; EFM's own detection time is not played."""
-        played = self._played(Scenario.FAILOVER)
-        return [
-            self._outage("failover: longest write outage", played).aim_ratio(0.30),
-            Row("failover: writer's sessions cut", "", *_both(played, lambda result: result.writing.cuts)),
-            Row("failover: EFM waits for the hook", "s", *_both(played, lambda result: result.hook_seconds)),
-        ]
+        """A crash of the primary under load, and different times that EFM takes from the detach to the promotion.
+
+        With the bash hooks pgpool looks for a primary once a second from the detach on,
+        so what they cost depends on that time alone. EFM's detection time is not played.
+        """
+        rows = []
+        for deliberation in DELIBERATIONS:
+            name = f"failover, promoted {f'{deliberation:g} s after' if deliberation else 'right after'} the detach"
+            played = self._played(Scenario.FAILOVER, deliberation)
+            rows += [
+                self._outage(f"{name}: longest write outage", played).aim_ratio(0.30),
+                self._resumed(name, played),
+                Row(f"{name}: writer's sessions cut", "", *_both(played, lambda result: result.writing.cuts)),
+                Row(f"{name}: EFM waits for the hook", "s", *_both(played, lambda result: result.hook_seconds)),
+            ]
+        return rows
 
     def attach_standby(self) -> list[Row]:
         """``attach`` of a standby that is detached, from the start of the process."""
-        node = self._cluster.nodes[-1]
-        self._fresh()
-        told: dict[str, list[float]] = {"bash": [], "efm-lb": []}
-        ended: dict[str, list[float]] = {"bash": [], "efm-lb": []}
-        for _ in range(self._runs):
-            for arm, hook, pool in self._arms:
-                run, seconds = self._attach_detached(hook, pool, node)
-                told[arm].append(seconds)
-                ended[arm].append(run.seconds)
+        told: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        ended: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        self._cluster.reset()
+        with Pgpool.start(self._cluster) as pool:
+            hooks = {arm: self._hook(arm, pool) for arm in ARMS}
+            for _ in range(self._runs):
+                for arm in ARMS:
+                    run, seconds = self._attach_detached(hooks[arm], pool)
+                    told[arm].append(seconds)
+                    ended[arm].append(run.seconds)
         return [
             Row("attach s: until pgpool has been told", "s", told["bash"], told["efm-lb"]).aim_ratio(1.0),
             Row("attach s: whole hook, efm-lb reads back", "s", ended["bash"], ended["efm-lb"]).aim_ratio(1.5),
@@ -125,28 +132,30 @@ class Bench:
 
     def hung_pgpool(self) -> list[Row]:
         """Two pgpools, one of which takes connections and never answers."""
-        node = self._cluster.nodes[-1]
-        self._fresh()
-        with Pgpool.start(self._cluster) as hung:
-            both = efm_lb_hook(self._cluster, [hung, self._pool], "hung")
-            bash = bash_hook(self._cluster, [hung, self._bash_pool], BASH_LIMIT)
-            alone, beside, whole, bash_whole = [], [], [], []
-            codes: set[int | None] = set()
+        alone: list[float] = []
+        beside: list[float] = []
+        whole: list[float] = []
+        codes: set[int | None] = set()
+        self._cluster.reset()
+        with Pgpool.start(self._cluster) as hung, Pgpool.start(self._cluster) as live:
+            one = self._hook("efm-lb", live)
+            both = self._hook("efm-lb", hung, live)
+            bash = bash_hook(self._cluster, [hung, live], BASH_LIMIT)
             for _ in range(self._runs):
-                alone.append(self._attach_detached(self._efm_lb, self._pool, node)[1])
+                alone.append(self._attach_detached(one, live)[1])
                 hung.freeze()
-                run, seconds = self._attach_detached(both, self._pool, node)
+                run, seconds = self._attach_detached(both, live)
                 hung.thaw()
                 beside.append(seconds)
                 whole.append(run.seconds)
                 codes.add(run.exit_code)
             hung.freeze()
-            bash_whole.append(bash("attach", node.name, "s").seconds)
-            hung.thaw()
+            bash_whole = bash("attach", self._standby.name, "s").seconds
         told = Row("one pgpool hung: until the live one has been told", "s", [], beside, "<= 1.2 x alone")
         told.reached = median(beside) <= 1.2 * median(alone)
-        told.notes.append(f"alone: {_texts(alone)}; the bash hook never gets to the live one")
-        back = Row("one pgpool hung: whole hook", "s", bash_whole, whole).aim_value(CONNECT_TIMEOUT + 1)
+        told.notes.append(f"alone: {' '.join(f'{value:.3f}' for value in alone)}")
+        told.notes.append("the bash hook never gets to the live one")
+        back = Row("one pgpool hung: whole hook", "s", [bash_whole], whole).aim_value(CONNECT_TIMEOUT + 1)
         back.reached = bool(back.reached) and codes == {75}
         back.target += ", exit 75"
         back.notes.append(f"efm-lb's exit codes: {sorted(map(str, codes))}; bash is killed after {BASH_LIMIT:g} s")
@@ -155,21 +164,17 @@ class Bench:
     def frozen_primary(self) -> list[Row]:
         """The failed database host takes connections and never answers."""
         old, new, *_ = self._cluster.nodes
-        detach, attach, bash_detach = [], [], []
+        detach: list[float] = []
+        attach: list[float] = []
         for _ in range(self._runs):
-            self._fresh()
-            old.freeze()
-            detach.append(self._efm_lb("detach", old.name, "p").seconds)
-            new.promote()
-            run = self._efm_lb("attach", new.name, "p")
-            attach.append(run.seconds)
-            old.thaw()
-        self._fresh()
-        old.freeze()
-        bash = bash_hook(self._cluster, [self._bash_pool], BASH_LIMIT)
-        bash_detach.append(bash("detach", old.name, "p").seconds)
-        old.thaw()
-        row = Row("primary's host hangs: detach hook", "s", bash_detach, detach).aim_value(3)
+            with self._frozen(old) as (_, hook):
+                detach.append(hook("detach", old.name, "p").seconds)
+                new.promote()
+                attach.append(hook("attach", new.name, "p").seconds)
+        with self._frozen(old) as (pool, _):
+            bash = bash_hook(self._cluster, [pool], BASH_LIMIT)
+            bash_detach = bash("detach", old.name, "p").seconds
+        row = Row("primary's host hangs: detach hook", "s", [bash_detach], detach).aim_value(3)
         row.notes.append(f"bash is killed after {BASH_LIMIT:g} s")
         return [row, Row("primary's host hangs: attach hook of the new one", "s", [], attach).aim_value(3)]
 
@@ -185,46 +190,56 @@ class Bench:
         if not shutil.which("valgrind"):
             row.notes.append("not measured: install valgrind")
             return row
-        self._fresh()
-        node = self._cluster.nodes[-1]
         # Everything takes fifty times as long under callgrind.
         patient = {"EFM_LB_CONNECT_TIMEOUT": 60, "EFM_LB_DEADLINE": 240}
-        hook = efm_lb_hook(self._cluster, [self._pool], f"callgrind-{name}", {**patient, **login})
-        for _ in range(2):
-            self._detach(self._pool, node)
-            done = subprocess.run(
-                [
-                    *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
-                    *_interpreted(hook.command(["attach", node.name, "s"])),
-                ],
-                capture_output=True,
-                text=True,
-                timeout=300,
-                env={**BARE_ENVIRONMENT, "PYTHONHASHSEED": "0"},
-                cwd="/",
-                check=False,
-            )
-            collected = re.search(r"Collected\s*:\s*(\d+)", done.stderr)
-            if done.returncode or not collected:
-                row.notes.append(f"a run failed with status {done.returncode}: {done.stdout.strip()[-200:]}")
-            else:
-                row.efm_lb.append(int(collected[1]) / 1e6)
+        self._cluster.reset()
+        with Pgpool.start(self._cluster) as pool:
+            hook = efm_lb_hook(self._cluster, [pool], f"callgrind-{name}", {**patient, **login})
+            for _ in range(2):
+                self._detach(pool)
+                done = subprocess.run(
+                    [
+                        *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
+                        *_interpreted(hook.command(["attach", self._standby.name, "s"])),
+                    ],
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                    env={**BARE_ENVIRONMENT, "PYTHONHASHSEED": "0"},
+                    cwd="/",
+                    check=False,
+                )
+                collected = re.search(r"Collected\s*:\s*(\d+)", done.stderr)
+                if done.returncode or not collected:
+                    row.notes.append(f"a run failed with status {done.returncode}: {done.stdout.strip()[-200:]}")
+                else:
+                    row.efm_lb.append(int(collected[1]) / 1e6)
         return row
 
-    def close(self) -> None:
-        """Stop the pgpools."""
-        self._bash_pool.close()
-        self._pool.close()
+    @property
+    def _standby(self) -> Server:
+        return self._cluster.nodes[-1]
 
-    def _played(self, scenario: Scenario) -> dict[str, list[ScenarioResult]]:
-        played: dict[str, list[ScenarioResult]] = {"bash": [], "efm-lb": []}
+    def _hook(self, arm: str, *pools: Pgpool) -> Hook:
+        if arm == "bash":
+            return bash_hook(self._cluster, pools, timeout=60)
+        return efm_lb_hook(self._cluster, pools, f"bench-{'-'.join(pool.name for pool in pools)}")
+
+    def _played(self, scenario: Scenario, deliberation: float = 0.0) -> dict[str, list[ScenarioResult]]:
+        played: dict[str, list[ScenarioResult]] = {arm: [] for arm in ARMS}
         for number in range(self._runs):
-            for arm, hook, pool in self._arms:
+            for arm in ARMS:
                 self._say(f"{scenario.value} {number + 1}/{self._runs} {arm}")
-                self._fresh()
-                with Clients(pool.host, pool.port) as clients:
-                    played[arm].append(Play(self._cluster, pool, clients, [hook]).scenario(scenario))
+                self._cluster.reset()
+                with Pgpool.start(self._cluster) as pool, Clients(pool.host, pool.port) as clients:
+                    hook = self._hook(arm, pool)
+                    play = Play(self._cluster, pool, clients, [hook], deliberation=deliberation)
+                    played[arm].append(play.scenario(scenario))
         return played
+
+    def _resumed(self, what: str, played: dict[str, list[ScenarioResult]]) -> Row:
+        values = _both(played, lambda result: math.inf if result.resumed is None else result.resumed)
+        return Row(f"{what}: from the promotion to the first write", "s", *values)
 
     def _outage(self, what: str, played: dict[str, list[ScenarioResult]]) -> Row:
         row = Row(what, "s", *_both(played, lambda result: result.writing.longest_gap))
@@ -235,14 +250,22 @@ class Bench:
                 row.notes.append(f"{arm} lost {lost} rows")
         return row
 
-    def _fresh(self) -> None:
+    @contextmanager
+    def _frozen(self, node: Server) -> Iterator[tuple[Pgpool, Hook]]:
+        """A pgpool, an efm-lb hook for it, and ``node`` frozen."""
         self._cluster.reset()
-        for _, _, pool in self._arms:
-            pool.reset()
+        with Pgpool.start(self._cluster) as pool:
+            hook = self._hook("efm-lb", pool)
+            node.freeze()
+            try:
+                yield pool, hook
+            finally:
+                node.thaw()
 
-    def _attach_detached(self, hook: Hook, pool: Pgpool, node: Server) -> tuple[Run, float]:
-        """Detach ``node``, and run the attach hook: the run, and the seconds until pgpool had the request."""
-        self._detach(pool, node)
+    def _attach_detached(self, hook: Hook, pool: Pgpool) -> tuple[Run, float]:
+        """Detach the standby, and run the attach hook: the run, and the seconds until pgpool had the request."""
+        node = self._standby
+        self._detach(pool)
         seen = pool.log.stat().st_size
         began = time.time()
         run = hook("attach", node.name, "s")
@@ -252,7 +275,8 @@ class Bench:
         moment = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
         return run, moment.timestamp() - began
 
-    def _detach(self, pool: Pgpool, node: Server) -> None:
+    def _detach(self, pool: Pgpool) -> None:
+        node = self._standby
         environment = {**BARE_ENVIRONMENT, "PCPPASSFILE": str(pool.pcp_passfile)}
         target = ["-h", pool.host, "-p", str(pool.pcp_port), "-U", pool.pcp_user, "-w", "-n", str(node.number)]
         subprocess.run(["pcp_detach_node", *target], env=environment, check=True, capture_output=True, timeout=20)
@@ -270,10 +294,6 @@ def _since(pool: Pgpool, position: int) -> str:
     with pool.log.open(errors="replace") as log:
         log.seek(position)
         return log.read()
-
-
-def _texts(values: list[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
 
 
 def _interpreted(argv: Sequence[str]) -> list[str]:

@@ -87,6 +87,10 @@ class _Client(threading.Thread):
             time.sleep(PAUSE)
         return len(self._successes) > before
 
+    def first_success(self, since: float) -> float | None:
+        """When the first statement after ``since`` succeeded, None when none did."""
+        return next((moment for moment in list(self._successes) if moment > since), None)
+
     def experience(self, since: float, until: float) -> Experience:
         """What this client saw between two moments of ``time.monotonic()``."""
         moments = [moment for moment in list(self._successes) if moment <= until]

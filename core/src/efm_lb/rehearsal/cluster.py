@@ -138,21 +138,20 @@ class Server:
 
     def kill(self) -> None:
         """End the server and all its processes at once, as a crash does; the host still refuses connections."""
-        if not self.process:
-            return
-        end_tree(self.process.pid)
-        self.process.wait()
+        if self.process and self.running:
+            end_tree(self.process.pid)
+            self.process.wait()
         self._gone()
 
     def freeze(self) -> None:
         """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
-        if self.process:
+        if self.process and self.running:
             signal_tree(self.process.pid, signal.SIGSTOP)
             signal_tree(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let a frozen server run again."""
-        if self.process:
+        if self.process and self.running:
             signal_tree(self.process.pid, signal.SIGCONT)
 
     def promote(self, timeout: float = 30.0) -> None:

@@ -41,11 +41,14 @@ class Efm:
 
     :param hooks: one per host that calls; all orders but two-hosts use the first only
     :param watch: told each step once it is over
+    :param deliberation: seconds from the detach of a crashed primary to the promotion, in which
+        EFM picks a standby, asks the other agents and fences; how long that is, no manual says
 
     :ivar failed: the crashed primary, until it has rejoined
     :ivar stopped: the stopped standby, until it has started
     :ivar untold: nodes that are down and were never called about
     :ivar died: when a primary last died without notice, by ``time.monotonic()``
+    :ivar promoted: when a standby was last seen out of recovery, by ``time.monotonic()``
     """
 
     def __init__(
@@ -54,15 +57,18 @@ class Efm:
         hooks: Sequence[Hook],
         order: Order = Order.DOCUMENTED,
         watch: Callable[[Step], None] = lambda step: None,
+        deliberation: float = 0.0,
     ) -> None:
         self.cluster = cluster
         self.failed: Server | None = None
         self.stopped: Server | None = None
         self.untold: set[Server] = set()
         self.died: float | None = None
+        self.promoted: float | None = None
         self._hooks = hooks
         self._order = order
         self._watch = watch
+        self._deliberation = deliberation
         self._steps: list[Step] = []
 
     def needs(self, scenario: Scenario) -> Scenario | None:
@@ -116,6 +122,9 @@ class Efm:
             old.kill()
         self.failed = old
         self._call("detach", old, "p")
+        if self._deliberation:
+            with self._action("EFM deliberates"):
+                time.sleep(self._deliberation)
         self._take_over(new, others)
 
     def _rejoin(self) -> None:
@@ -162,6 +171,7 @@ class Efm:
     def _take_over(self, new: Server, others: Sequence[Server]) -> None:
         with self._action(f"{new.name} is promoted"):
             new.promote()
+        self.promoted = time.monotonic()
         if others:
             with self._action(f"{', '.join(node.name for node in others)} follows {new.name}"):
                 for node in others:

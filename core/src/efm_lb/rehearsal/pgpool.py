@@ -158,20 +158,20 @@ class Pgpool:
 
     def kill(self) -> None:
         """End it and all its processes at once; its ports refuse from then on."""
-        if self.process:
+        if self.process and self.running:
             end_tree(self.process.pid)
             self.process.wait()
-            self._gone()
+        self._gone()
 
     def freeze(self) -> None:
         """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
-        if self.process:
+        if self.process and self.running:
             signal_tree(self.process.pid, signal.SIGSTOP)
             signal_tree(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let a frozen pgpool run again."""
-        if self.process:
+        if self.process and self.running:
             signal_tree(self.process.pid, signal.SIGCONT)
 
     def query(self, statement: str, timeout: float = 5.0) -> list[dict[str, str | None]]:
@@ -187,12 +187,15 @@ class Pgpool:
         Asked again while pgpool drops sessions, as it does after each change.
 
         :raises sql.SqlError: no answer within ``timeout`` seconds
+        :raises ServerError: pgpool has ended
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
                 rows = self.query("show pool_nodes", max(0.2, deadline - time.monotonic()))
             except sql.SqlError:
+                if self.process and not self.running:
+                    raise ServerError(f"{self.name} has ended; its log ends with:\n{self.log_tail()}") from None
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.02)

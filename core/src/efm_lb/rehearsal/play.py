@@ -28,6 +28,7 @@ class Play:
     :param hooks: one per host that calls, in EFM's place
     :param watch: told each of EFM's steps once it is over
     :param patience: seconds that pgpool has to become right after EFM's last step
+    :param deliberation: as `Efm`
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class Play:
         order: Order = Order.DOCUMENTED,
         watch: Callable[[Step], None] = lambda step: None,
         patience: float = 10.0,
+        deliberation: float = 0.0,
     ) -> None:
         self.cluster = cluster
         self.pool = pool
         self.clients = clients
         self.order = order
         self._patience = patience
-        self.efm = Efm(cluster, hooks, order, watch)
+        self.efm = Efm(cluster, hooks, order, watch, deliberation)
 
     def scenario(self, scenario: Scenario) -> ScenarioResult:
         """Play one scenario.
@@ -59,9 +61,12 @@ class Play:
         self.clients.writer.wait_success(timeout=2)
         time.sleep(_AFTERWARDS)
         ended = time.monotonic()
+        promoted = self.efm.promoted
+        resumed = self.clients.writer.first_success(promoted) if promoted and promoted >= started else None
         return ScenarioResult(
             scenario=scenario,
             started=started,
+            resumed=resumed - promoted if promoted and resumed else None,
             steps=tuple(steps),
             before=before,
             after=self.pool.show_pool_nodes(),

@@ -18,6 +18,7 @@ class ScenarioResult:
     """One scenario.
 
     :param started: by ``time.monotonic()``
+    :param resumed: seconds from the promotion to the first write, None when nothing was promoted
     :param before: ``show pool_nodes`` before it
     :param after: ``show pool_nodes`` once it was over
     :param roles: what the databases themselves say then: primary, standby, or down
@@ -30,6 +31,7 @@ class ScenarioResult:
 
     scenario: Scenario
     started: float
+    resumed: float | None
     steps: tuple[Step, ...]
     before: Sequence[Mapping[str, str]]
     after: Sequence[Mapping[str, str]]
@@ -87,6 +89,7 @@ def _scenario(result: ScenarioResult) -> dict[str, Any]:
         "right": result.right,
         "wrong": list(result.wrong),
         "settled": round(result.settled, 3),
+        "resumed": None if result.resumed is None else round(result.resumed, 3),
         "hook_seconds": round(result.hook_seconds, 3),
         "steps": [
             {

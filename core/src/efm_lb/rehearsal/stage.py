@@ -133,8 +133,15 @@ class Stage:
         """
         script = self.directory / "stop"
         pids = " ".join(str(process.pid) for process in self._running)
-        # SIGINT is a fast shutdown for PostgreSQL as well as for pgpool.
-        script.write_text(f"#!/bin/sh\nkill -INT {pids}\nsleep 2\nrm -rf '{self.directory}'\n")
+        # SIGINT is a fast shutdown for PostgreSQL as well as for pgpool. A pid may be somebody else's by then.
+        script.write_text(
+            "#!/bin/sh\n"
+            f"for pid in {pids}; do\n"
+            f"    grep -qs '{self.directory}' /proc/$pid/cmdline && kill -INT $pid\n"
+            "done\n"
+            "sleep 2\n"
+            f"rm -rf '{self.directory}'\n"
+        )
         script.chmod(0o755)
         self._tell_keeper("keep")
         self.kept = True
@@ -144,8 +151,9 @@ class Stage:
         """End all processes and remove the directory, unless they are kept."""
         if not self.kept:
             for process in self._running:
-                end_tree(process.pid)
-                process.wait()
+                if process.poll() is None:
+                    end_tree(process.pid)
+                    process.wait()
             self._running.clear()
             self._tell_keeper("keep")
             shutil.rmtree(self.directory, ignore_errors=True)
