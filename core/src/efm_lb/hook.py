@@ -7,17 +7,15 @@ not need (see tests/unit/test_hot_path.py for the list and the instruction budge
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 # The C functions behind `signal`, without the enumerations that it builds at import.
 from _signal import SIGINT, SIGTERM  # type: ignore[import-not-found]
 from _signal import signal as handle_signal
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+from efm_lb import follow_up, lock
 from efm_lb import journal as journals
-from efm_lb import lock
 from efm_lb.calls import Arguments, Call, parse
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
@@ -27,33 +25,16 @@ from efm_lb.events import Origin
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.probe import Probe
+from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.truth import Truth
 
-__all__ = ["Report", "main", "run"]
+__all__ = ["main", "run"]
 
 PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
-
-
-class Report(NamedTuple):
-    """What came of a call.
-
-    :param call: the call in words
-    :param outcomes: one per balancer, sorted; empty when the decision was not to act
-    :param steps: for a dry run, what each balancer would be told
-    :param notes: what else a person must know, such as a journal that could not be written
-    """
-
-    call: str
-    exit_code: int
-    decision: Decision | None = None
-    outcomes: tuple[Outcome, ...] = ()
-    steps: Mapping[str, Sequence[str]] | None = None
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -76,12 +57,7 @@ def main(argv: Sequence[str]) -> int:
         report = Report(" ".join(argv), EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
     except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
         report = Report(" ".join(argv), EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
-    if as_json:
-        from efm_lb.report import as_document
-
-        print(as_document(report))
-    else:
-        print("\n".join(lines(report)))
+    print(as_document(report) if as_json else "\n".join(as_lines(report)))
     return report.exit_code
 
 
@@ -124,9 +100,12 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
                 os.close(held)
         if journal.failure:
             notes.append(f"not journalled: {journal.failure}")
-        owed = _owed(report)
+        owed = follow_up.owed(report)
         if owed is not None and call.origin is Origin.HOOK:
-            _follow_up(owed)
+            try:
+                follow_up.start(owed)
+            except OSError as error:
+                notes.append(f"will not be judged again: {error}")
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
 
 
@@ -217,42 +196,5 @@ def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:
     return EX_SOFTWARE if Result.BUG in results else EX_OK
 
 
-def _owed(report: Report) -> float | None:
-    """The seconds after which a deferred call must be judged again, None when nothing is owed."""
-    owed = [outcome.again_after for outcome in report.outcomes]
-    if report.decision:
-        owed.append(report.decision.again_after)
-    return max((seconds for seconds in owed if seconds is not None), default=None)
-
-
-def _follow_up(seconds: float) -> None:
-    """Start this same command again, in a session of its own, to judge the call after ``seconds``.
-
-    EFM calls once and never again: a primary that is left in place because a promotion
-    is expected must not stay for ever when none comes. The process ends by itself.
-    """
-    argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}"]
-    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-    os.posix_spawn(sys.executable, argv, os.environ, file_actions=null, setsid=True)
-
-
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
-
-
-def lines(report: Report) -> list[str]:
-    """The report for a person: EFM mails it, so it is short and holds no secret."""
-    decision = report.decision
-    if decision is None:
-        return [f"efm-lb {report.call}: {note}" for note in report.notes]
-    text = [f"{report.call}: {decision.reason}"]
-    if decision.event is None:
-        text[0] += f" [{decision.verdict.value}]"
-    if decision.shortfall:
-        text.append(f"not done: {decision.shortfall}")
-    text += [
-        f"{outcome.balancer}: {outcome.result.value} in {outcome.seconds:.2f} s: {outcome.detail}"
-        for outcome in report.outcomes
-    ]
-    text += [f"{name}: {step}" for name, steps in (report.steps or {}).items() for step in steps]
-    return text + [f"note: {note}" for note in report.notes]

@@ -1,20 +1,56 @@
-"""A hook's report as a JSON document, for programs."""
+"""What came of a call: as text that EFM mails to a person, and as a document for programs."""
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import json
-from typing import TYPE_CHECKING
+from efm_lb.decide import Decision
+from efm_lb.outcomes import Outcome
 
-if TYPE_CHECKING:
-    from efm_lb.hook import Report
-
-__all__ = ["SCHEMA", "as_document"]
+__all__ = ["SCHEMA", "Report", "as_document", "as_lines"]
 
 SCHEMA = "efm-lb/hook/v1"
 
 
+class Report(NamedTuple):
+    """What came of a call.
+
+    :param call: the call in words
+    :param outcomes: one per balancer, sorted; empty when the decision was not to act
+    :param steps: for a dry run, what each balancer would be told
+    :param notes: what else a person must know, such as a journal that could not be written
+    """
+
+    call: str
+    exit_code: int
+    decision: Decision | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    steps: Mapping[str, Sequence[str]] | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def as_lines(report: Report) -> list[str]:
+    """The report for a person: EFM mails it, so it is short and holds no secret."""
+    decision = report.decision
+    if decision is None:
+        return [f"efm-lb {report.call}: {note}" for note in report.notes]
+    text = [f"{report.call}: {decision.reason}"]
+    if decision.event is None:
+        text[0] += f" [{decision.verdict.value}]"
+    if decision.shortfall:
+        text.append(f"not done: {decision.shortfall}")
+    text += [
+        f"{outcome.balancer}: {outcome.result.value} in {outcome.seconds:.2f} s: {outcome.detail}"
+        for outcome in report.outcomes
+    ]
+    text += [f"{name}: {step}" for name, steps in (report.steps or {}).items() for step in steps]
+    return text + [f"note: {note}" for note in report.notes]
+
+
 def as_document(report: Report) -> str:
     """The report as one JSON object with a versioned ``schema``."""
+    import json  # costs more than a person's report needs
+
     decision = report.decision
     return json.dumps(
         {

@@ -103,7 +103,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(hook, "Probe", Databases)
     monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
-    monkeypatch.setattr(hook, "_follow_up", made.followed_up.append)
+    monkeypatch.setattr(hook.follow_up, "start", made.followed_up.append)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield made
     for number, handler in handlers.items():
@@ -264,8 +264,8 @@ def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Pat
         "if '--follow-up' in sys.argv:\n"
         f"    open({str(tmp_path / 'out')!r}, 'w').write(f'{{sys.argv[1:]}} {{os.getpid() == os.getsid(0)}}')\n"
         "else:\n"
-        "    from efm_lb.hook import _follow_up\n"
-        "    _follow_up(2.5)\n"
+        "    from efm_lb.follow_up import start\n"
+        "    start(2.5)\n"
     )
     subprocess.run([sys.executable, str(script), "detach", "db1", "p"], check=True, timeout=20)
     out = tmp_path / "out"
