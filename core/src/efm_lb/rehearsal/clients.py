@@ -171,8 +171,8 @@ class Accounts:
     """Acknowledged rows against the rows that the primary has.
 
     :param acknowledged: rows whose insert was acknowledged
-    :param lost_to_replication: missing, but acknowledged before the old primary died: asynchronous
-        replication loses those, whatever the balancer does
+    :param lost_to_replication: missing, but acknowledged before a crashed primary was replaced:
+        asynchronous replication loses those, whatever the balancer does
     :param lost: missing without that excuse: written to a server that is not the primary any more
     :param doubled: rows that exist more than once
     """
@@ -232,17 +232,18 @@ class Clients:
             texts=dict(texts.most_common()),
         )
 
-    def accounts(self, primary: Server, died: float | None = None) -> Accounts:
+    def accounts(self, primary: Server, orphaned: float | None = None) -> Accounts:
         """Compare what was acknowledged so far with what ``primary`` has.
 
-        :param died: when the old primary died without notice, by ``time.monotonic()``; None when none did
+        :param orphaned: rows acknowledged before this moment of ``time.monotonic()`` may have died with a
+            crashed primary; None when none crashed
         :raises sql.SqlError: the primary does not answer
         """
         acknowledged = dict(self.writer.acknowledged)
         rows = primary.query(f"select number from {TABLE} where writer = {self.writer.number}", timeout=30)
         found = Counter(int(row["number"]) for row in rows)
         missing = [number for number in acknowledged if number not in found]
-        excused = [number for number in missing if died is not None and acknowledged[number] <= died]
+        excused = [number for number in missing if orphaned is not None and acknowledged[number] <= orphaned]
         return Accounts(
             acknowledged=len(acknowledged),
             lost_to_replication=len(excused),

@@ -47,7 +47,8 @@ class Efm:
     :ivar failed: the crashed primary, until it has rejoined
     :ivar stopped: the stopped standby, until it has started
     :ivar untold: nodes that are down and were never called about
-    :ivar died: when a primary last died without notice, by ``time.monotonic()``
+    :ivar orphaned: when a crashed primary was last replaced, by ``time.monotonic()``: rows acknowledged
+        before may have died with it
     :ivar promoted: when a standby was last seen out of recovery, by ``time.monotonic()``
     """
 
@@ -63,7 +64,7 @@ class Efm:
         self.failed: Server | None = None
         self.stopped: Server | None = None
         self.untold: set[Server] = set()
-        self.died: float | None = None
+        self.orphaned: float | None = None
         self.promoted: float | None = None
         self._hooks = hooks
         self._order = order
@@ -118,13 +119,14 @@ class Efm:
     def _failover(self) -> None:
         old, new, others = self._parts()
         with self._action(f"{old.name}, the primary, crashes"):
-            self.died = time.monotonic()
             old.kill()
         self.failed = old
         self._call("detach", old, "p")
         if self._deliberation:
             with self._action("EFM deliberates"):
                 time.sleep(self._deliberation)
+        # Nobody but the crashed primary can have acknowledged a row up to now, and clients hear late.
+        self.orphaned = time.monotonic()
         self._take_over(new, others)
 
     def _rejoin(self) -> None:

@@ -75,7 +75,7 @@ class Play:
             settled=settled,
             writing=self.clients.writing(started, ended),
             reading=self.clients.reading(started, ended),
-            accounts=self.clients.accounts(self.cluster.primary, self.efm.died),
+            accounts=self.clients.accounts(self.cluster.primary, self.efm.orphaned),
         )
 
     def wanted(self, scenarios: Iterable[Scenario]) -> Iterator[Scenario]:
