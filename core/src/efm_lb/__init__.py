@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pluggy import HookimplMarker
-
 from efm_lb.balancers import Balancer
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
+    from efm_lb.hookspecs import hookimpl
     from efm_lb.views import Finding, NodeView, Severity, View
 
 __version__ = "0.1.0"
-
-hookimpl = HookimplMarker("efm_lb")
-"""Marks an adapter's implementation of a hook in `efm_lb.hookspecs`."""
 
 __all__ = [
     "Attach",
@@ -48,7 +44,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load what only commands for people need when it is first asked for (PEP 562)."""
+    """Load pluggy, and what only commands for people need, when it is first asked for (PEP 562)."""
+    if name == "hookimpl":
+        from efm_lb.hookspecs import hookimpl
+
+        return hookimpl
     if name in ("Finding", "NodeView", "Severity", "View"):
         from efm_lb import views
 

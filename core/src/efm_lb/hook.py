@@ -13,13 +13,14 @@ import time
 from _signal import SIGINT, SIGTERM  # type: ignore[import-not-found]
 from _signal import signal as handle_signal
 from collections.abc import Mapping, Sequence
+from sys import setswitchinterval
+from typing import TYPE_CHECKING
 
 from efm_lb import follow_up, lock
 from efm_lb import journal as journals
 from efm_lb.calls import Arguments, Call, parse
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
-from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EfmLbError, UnknownNodeError
 from efm_lb.events import Origin
 from efm_lb.libpq import LibpqNotFoundError
@@ -29,12 +30,19 @@ from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.truth import Truth
 
+if TYPE_CHECKING:
+    from efm_lb.dispatch import Dispatcher
+
 __all__ = ["main", "run"]
 
 PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
+
+
+SWITCH = 0.0005
+"""Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -131,16 +139,14 @@ def _lock(configuration: Configuration, notes: list[str]) -> int | None:
 
 def _act(call: Call, configuration: Configuration, journal: journals.Journal) -> Report:
     deadline = time.monotonic() + configuration.deadline
-    decision, truth = _settle(call, configuration, time.monotonic() + PATIENCE * configuration.deadline)
+    decision, truth, dispatcher = _settle(call, configuration, time.monotonic() + _patience(configuration))
     journal.record(
         "decision",
         verdict=decision.verdict.value,
         reason=decision.reason,
         truth={state.node.name: state.role.value if state.role else state.reach.value for state in truth.states},
     )
-    outcomes: tuple[Outcome, ...] = ()
-    if decision.event is not None:
-        outcomes = Dispatcher(configuration).send(decision.event, deadline)
+    outcomes = dispatcher.send(decision.event, deadline) if decision.event else ()
     report = Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
     journal.record(
         "outcome",
@@ -150,14 +156,19 @@ def _act(call: Call, configuration: Configuration, journal: journals.Journal) ->
     return report
 
 
+def _patience(configuration: Configuration) -> float:
+    """Seconds to wait for a node that is on its way; in the rest all are asked again, and the balancers act."""
+    return min(PATIENCE * configuration.deadline, configuration.deadline - 2 * configuration.connect_timeout)
+
+
 def _rehearse(call: Call, configuration: Configuration) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
-    decision, _ = _settle(call, configuration, patient_until=0.0)
+    decision, _, dispatcher = _settle(call, configuration, patient_until=0.0)
     if decision.event is None:
         return Report(str(call), EX_OK, decision, steps={})
     steps = {}
-    for name, answer in Dispatcher(configuration).plan(decision.event, deadline).items():
+    for name, answer in dispatcher.plan(decision.event, deadline).items():
         if answer.failure:
             steps[name] = [f"would fail: {answer.failure.detail}"]
         elif answer.value is None:
@@ -167,24 +178,31 @@ def _rehearse(call: Call, configuration: Configuration) -> Report:
     return Report(str(call), EX_OK, decision, steps=steps)
 
 
-def _settle(call: Call, configuration: Configuration, patient_until: float) -> tuple[Decision, Truth]:
+def _settle(call: Call, configuration: Configuration, patient_until: float) -> tuple[Decision, Truth, Dispatcher]:
     """Ask the databases until they allow a decision, or patience is over."""
     try:
         probe = Probe(configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
         raise EfmLbError(str(error)) from None
+    answers = probe.ask(configuration.nodes)
+    # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
+    setswitchinterval(SWITCH)
+    from efm_lb.dispatch import Dispatcher
+
+    dispatcher = Dispatcher(configuration)
     while True:
-        truth = probe.truth(configuration.nodes, subject=call.node)
+        truth = answers.truth(subject=call.node)
         patience = time.monotonic() < patient_until
         decision = decide(call, truth, Policy(configuration.detach_live_primary, patience))
         if decision.verdict is not Verdict.WAIT:
-            return decision, truth
+            return decision, truth, dispatcher
         # The node is on its way: ask it alone, and all of them again when its answer changes.
         before = truth.state(call.node)[1:3]
         while time.monotonic() < patient_until:
             time.sleep(POLL)
             if probe.truth([call.node]).states[0][1:3] != before:
                 break
+        answers = probe.ask(configuration.nodes)
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:

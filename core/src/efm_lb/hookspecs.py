@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pluggy import HookspecMarker
+from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from efm_lb.views import Finding, View
 
 _spec = HookspecMarker("efm_lb")
+
+hookimpl = HookimplMarker("efm_lb")
+"""Marks an adapter's implementation of a hook; import it from `efm_lb`."""
 
 
 @_spec(firstresult=True)

@@ -13,7 +13,7 @@ from typing import Any
 from efm_lb import libpq
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
-__all__ = ["Probe"]
+__all__ = ["SETTLE", "Answers", "Probe"]
 
 SETTLE = 1.0
 """Seconds that the other nodes get once the node in question has answered.
@@ -41,6 +41,47 @@ _ASIDES = ("\t", "LOCATION:", "HINT:", "password retrieved from file")
 _MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
 
 
+class Answers:
+    """The answers of nodes that are being asked, as they come in from the threads that ask.
+
+    :param timeout: seconds that every node has, from now on
+    """
+
+    def __init__(self, nodes: tuple[Node, ...], timeout: float) -> None:
+        self.nodes = nodes
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout
+        self._states: dict[Node, NodeState] = {}
+        self._news = threading.Condition()
+
+    def add(self, state: NodeState) -> None:
+        """Take a node's answer."""
+        with self._news:
+            self._states[state.node] = state
+            self._news.notify()
+
+    def truth(self, subject: Node | None = None) -> Truth:
+        """Wait for the answers.
+
+        :param subject: the node in question; when it has answered, the others get `SETTLE` seconds more
+        :return: one state per node, in their order; never raises for a node's sake
+        """
+        # A thread may be stuck in a name look-up, which libpq cannot bound; it is left behind.
+        give_up = self.deadline + 0.1
+        settled = False
+        with self._news:
+            while len(self._states) < len(self.nodes) and (left := give_up - time.monotonic()) > 0:
+                self._news.wait(left)
+                if subject in self._states and not settled:
+                    settled = True
+                    give_up = min(give_up, time.monotonic() + SETTLE)
+            return Truth(tuple(self._states.get(node) or self._silence(node) for node in self.nodes))
+
+    def _silence(self, node: Node) -> NodeState:
+        seconds = time.monotonic() - self.started
+        return NodeState(node, Reach.NO_RESPONSE, detail=f"no answer within {seconds:.1f} s", seconds=seconds)
+
+
 class Probe:
     """Asks nodes in parallel, one thread each.
 
@@ -59,38 +100,19 @@ class Probe:
             environ.pop(name, None)
         self._timeout = timeout
 
+    def ask(self, nodes: Iterable[Node]) -> Answers:
+        """Start asking ``nodes``; the caller may do something else before it wants the `Answers.truth`."""
+        answers = Answers(tuple(nodes), self._timeout)
+        for node in answers.nodes:
+            threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
+        return answers
+
     def truth(self, nodes: Iterable[Node], subject: Node | None = None) -> Truth:
-        """Ask ``nodes`` and wait for their answers.
+        """Ask ``nodes`` and wait for their answers, as `Answers.truth` does."""
+        return self.ask(nodes).truth(subject)
 
-        :param subject: the node in question; when it has answered, the others get `SETTLE` seconds more
-        :return: one state per node, in their order; never raises for a node's sake
-        """
-        nodes = tuple(nodes)
-        started = time.monotonic()
-        deadline = started + self._timeout
-        states: dict[Node, NodeState] = {}
-        answered = threading.Condition()
-
-        def ask(node: Node) -> None:
-            state = self._ask(node, started, deadline)
-            with answered:
-                states[node] = state
-                answered.notify()
-
-        for node in nodes:
-            threading.Thread(target=ask, args=(node,), daemon=True).start()
-        # A thread may be stuck in a name look-up, which libpq cannot bound; it is left behind.
-        give_up = deadline + 0.1
-        with answered:
-            settled = False
-            while len(states) < len(nodes) and (left := give_up - time.monotonic()) > 0:
-                answered.wait(left)
-                if subject in states and not settled:
-                    settled = True
-                    give_up = min(give_up, time.monotonic() + SETTLE)
-            seconds = time.monotonic() - started
-            silent = f"no answer within {seconds:.1f} s"
-            return Truth(tuple(states.get(node) or _silent(node, silent, seconds) for node in nodes))
+    def _answer(self, node: Node, answers: Answers) -> None:
+        answers.add(self._ask(node, answers.started, answers.deadline))
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
         connection = self._start(node)
@@ -185,10 +207,6 @@ class Probe:
         # A postmaster that dies takes the connections in its queue with it.
         dropped = "closed the connection" in words or "Connection reset" in words or "Broken pipe" in words
         return (Reach.DENIED if reached and not dropped else Reach.NO_RESPONSE), detail
-
-
-def _silent(node: Node, detail: str, seconds: float) -> NodeState:
-    return NodeState(node, Reach.NO_RESPONSE, detail=detail, seconds=seconds)
 
 
 def _sqlstates(words: str) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -80,7 +80,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     class Databases:
         def __init__(self, keywords: object, timeout: float) -> None: ...
 
-        def truth(self, nodes: Iterable[Node], subject: Node | None = None) -> Truth:
+        def ask(self, nodes: Iterable[Node]) -> SimpleNamespace:
+            return SimpleNamespace(truth=lambda subject=None: self.truth(nodes))
+
+        def truth(self, nodes: Iterable[Node]) -> Truth:
             seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
             return Truth(tuple(seen.state(node) for node in nodes))
 
