@@ -14,7 +14,7 @@ __all__ = ["begin", "drive"]
 
 _MARGIN = 0.1
 """Seconds before the deadline at which to give up, so that the reason is still told."""
-_FIRST_PAUSE = 0.02
+_FIRST_PAUSE = 0.006
 """Seconds between a command and the first look; most effects show by then."""
 _LONGEST_PAUSE = 0.1
 _CANCELLED_PAUSE = 0.5
