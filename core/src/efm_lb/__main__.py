@@ -11,7 +11,7 @@ from efm_lb.calls import HOOKS
 def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     argv = sys.argv[1:]
-    if argv and argv[0] in HOOKS and "--help" not in argv:
+    if argv and argv[0] in HOOKS and "--help" not in argv and "-h" not in argv:
         from efm_lb.hook import main as hook
 
         code = hook(argv)

@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             options[name] = given
         elif word in ("--json", "--dry-run"):
             flags.add(word)
-        elif word.startswith("--"):
+        elif word.startswith("-"):
             raise CallError(f"no such option: {word} (see efm-lb {kind.value} --help)")
         else:
             words.append(word)

@@ -104,7 +104,7 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if len(truth.primaries) > 1 and (wants_writes or state.reach is Reach.ACCEPTING):
         return _split_brain(truth)
     if state.role is Role.PRIMARY:
-        newer = _newer_timeline(state, truth)
+        newer = truth.outdated(node)
         if newer:
             return Decision(
                 Verdict.FAIL,
@@ -161,7 +161,7 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
         if not others_usable:
             return _last_usable(call, truth, policy, f"{node.name} is the last node that answers")
         return _take_out(call, truth, f"{node.name} is a standby, and is up")
-    if state.reach is Reach.DENIED and not truth.primaries and (call.role is not Role.STANDBY or not others_usable):
+    if state.reach is Reach.DENIED and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
         return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})")
     if state.reach is Reach.DENIED:
         return _take_out(call, truth, f"{node.name} is up and refuses the login, others can serve")
@@ -189,13 +189,6 @@ def _split_brain(truth: Truth) -> Decision:
         f"{state.node.name}{_on_timeline(state)}" for state in truth.states if state.role is Role.PRIMARY
     )
     return Decision(Verdict.FAIL, f"more than one writable primary: {both}; nothing is moved until one is stopped")
-
-
-def _newer_timeline(state: NodeState, truth: Truth) -> NodeState | None:
-    for other in truth.states:
-        if other.timeline is not None and state.timeline is not None and other.timeline > state.timeline:
-            return other
-    return None
 
 
 def _on_timeline(state: NodeState) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "EX_USAGE",
     "CallError",
     "EfmLbError",
+    "NotInstalledError",
     "NotReadableError",
     "SettingsError",
     "UnknownNodeError",
@@ -53,6 +54,12 @@ class CallError(EfmLbError):
 
 class UnknownNodeError(EfmLbError):
     """EFM named a node that is not in ``EFM_LB_NODES``."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class NotInstalledError(EfmLbError):
+    """Something that efm-lb needs is not on this host."""
 
     exit_code = EX_UNAVAILABLE
 

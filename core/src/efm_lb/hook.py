@@ -1,7 +1,7 @@
 """One hook run from beginning to end: call -> truth -> decide -> dispatch -> outcomes -> exit code.
 
 This is the hot path. It starts during an outage, so it imports nothing that it does
-not need (see tests/unit/test_hot_path.py for the list and the instruction budget).
+not need (tests/integration/core/test_hot_path.py has the list, `make bench` the instruction budget).
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from efm_lb import journal as journals
 from efm_lb.calls import Arguments, Call, parse
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
-from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EfmLbError, UnknownNodeError
+from efm_lb.errors import (
+    EX_OK,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    EfmLbError,
+    NotInstalledError,
+    UnknownNodeError,
+)
 from efm_lb.events import Origin
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.outcomes import Outcome, Result
@@ -56,15 +64,16 @@ def main(argv: Sequence[str]) -> int:
     :return: the exit code (see `efm_lb.errors`)
     """
     as_json = "--json" in argv
+    words = " ".join(word for word in argv if not word.startswith("-"))
     try:
         arguments = parse(argv)
         report = run(arguments, os.environ)
     except EfmLbError as error:
-        report = Report(" ".join(argv), error.exit_code, notes=tuple(error.messages))
+        report = Report(words, error.exit_code, notes=tuple(error.messages))
     except Terminated:
-        report = Report(" ".join(argv), EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
+        report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
     except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
-        report = Report(" ".join(argv), EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
+        report = Report(words, EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
     print(as_document(report) if as_json else "\n".join(as_lines(report)))
     return report.exit_code
 
@@ -183,7 +192,7 @@ def _settle(call: Call, configuration: Configuration, patient_until: float) -> t
     try:
         probe = Probe(configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
-        raise EfmLbError(str(error)) from None
+        raise NotInstalledError(str(error)) from None
     answers = probe.ask(configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
     setswitchinterval(SWITCH)

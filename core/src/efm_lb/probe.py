@@ -22,10 +22,13 @@ A healthy node answers within milliseconds. One that is silent would hold up a
 promotion for the whole connect time-out, and would be passed over after it all the same.
 """
 
-# A primary's control file names the new timeline only after the first checkpoint, its WAL at once.
+# The control file names a new timeline late: a primary's after the first checkpoint, a standby's after the first
+# restartpoint. A primary's WAL names it at once, a standby's receiver to those who may see it (pg_monitor).
 QUERY = (
     b"SELECT pg_catalog.pg_is_in_recovery(), CASE WHEN pg_catalog.pg_is_in_recovery()"
-    b" THEN (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint())"
+    b" THEN GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),"
+    b" (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),"
+    b" (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver))"
     b" ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"
     b"::pg_catalog.bit(32)::pg_catalog.int4 END"
 )

@@ -59,6 +59,8 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "gets writes, but is a standby"
         elif seen.writes and state.reach in _GONE:
             wrong[node.name] = "gets writes, but is down"
+        elif state.role is Role.PRIMARY and truth.outdated(node):
+            wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
         elif not seen.writes and state.role is Role.PRIMARY:
             wrong[node.name] = "is a primary, but gets no writes"
         elif not seen.attached and state.reach is Reach.ACCEPTING:

@@ -101,9 +101,17 @@ class Truth(NamedTuple):
 
     @property
     def primary(self) -> Node | None:
-        """The only proven primary; None when there is none, or more than one."""
+        """The node that writes belong to: the only proven primary, if it is not `outdated`."""
         primaries = self.primaries
-        return primaries[0] if len(primaries) == 1 else None
+        return primaries[0] if len(primaries) == 1 and not self.outdated(primaries[0]) else None
+
+    def outdated(self, node: Node) -> NodeState | None:
+        """A node on a newer timeline than ``node``: ``node`` was the primary before a promotion that it missed."""
+        timeline = self.state(node).timeline
+        for other in self.states:
+            if timeline is not None and other.timeline is not None and other.timeline > timeline:
+                return other
+        return None
 
     @property
     def standbys(self) -> tuple[Node, ...]:

@@ -153,3 +153,35 @@ def test_a_follow_up_detaches_a_primary_that_died_without_a_promotion(
 
     assert wait_until(reads_again, timeout=15), "the follow-up has not detached it"
     assert next(row["status"] for row in pgpool.show_pool_nodes()) == "down"
+
+
+def test_an_old_primary_started_by_mistake_gets_no_writes(efm_lb: Type, cluster: Cluster) -> None:
+    """It died, another took over, and that one is down when the old one comes back writable."""
+    old, new, other = cluster.nodes
+    old.kill()
+    new.promote()
+    other.follow(new)
+    assert efm_lb("attach", new.name, "p").returncode == 0
+    received = "select received_tli as timeline from pg_stat_wal_receiver"
+    new.query("select pg_switch_wal()")
+    assert wait_until(lambda: other.query(received) == [{"timeline": "2"}], timeout=10)
+    # EFM's role may not see the receiver; after a restartpoint the control file tells it too.
+    new.query("checkpoint")
+    assert wait_until(other.is_streaming, timeout=10)
+    other.query("checkpoint")
+    new.kill()
+    old.start()
+
+    def writers() -> list[str]:
+        nodes = json.loads(efm_lb("status", "--json").stdout)["balancers"]["pool1"]["nodes"]
+        return [node["name"] for node in nodes if node["writes"]]
+
+    for words in (("detach", new.name, "p"), ("attach", old.name, "p"), ("promote", old.name), ("attach", old.name)):
+        efm_lb(*words)
+        assert old.name not in writers(), words
+    status = efm_lb("status")
+    assert status.returncode == 75
+    assert f"{old.name} is an old primary: {other.name} is on timeline 2; stop {old.name}" in status.stdout
+    plan = efm_lb("plan")
+    assert "promote" not in plan.stdout
+    assert plan.returncode == 75

@@ -50,6 +50,7 @@ def test_hosts_of_every_form(host: str) -> None:
         (["promote", "db1", "p"], "too many words"),
         (["attach", "db1", "x"], "TYPE is 'x'"),
         (["attach", "db1", "--clutser", "x"], "no such option: --clutser"),
+        (["attach", "-x", "db1"], "no such option: -x"),
         (["attach", "db1", "--cluster"], "--cluster needs a value"),
         (["attach", "db1", "--follow-up", "soon"], "--follow-up needs seconds"),
     ],

@@ -138,6 +138,15 @@ def test_an_old_primary_on_an_old_timeline_gets_no_writes() -> None:
     assert "timeline 2" in decision.reason
 
 
+def test_a_detach_never_moves_writes_to_an_old_primary() -> None:
+    """The new primary goes down, and the old one was started by mistake: it is no primary to send writes to."""
+    mistake = truth(up(DB1, P, 1), down(DB2), up(DB3, S, 2))
+    decision = decide(call("detach", DB2, P), mistake, NOW)
+    assert decision.event == Detach(DB2, mistake)
+    assert decision.event.truth.primary is None
+    assert mistake.outdated(DB1) == mistake.state(DB3)
+
+
 def test_a_node_that_does_not_tell_its_role_is_not_attached() -> None:
     decision = decide(call("attach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, S)), WAIT)
     assert decision.verdict is Verdict.FAIL
@@ -177,6 +186,9 @@ def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
     if event is not None:
         assert event.node == what.node, "an event is about the node of the call"
         assert event.truth == truth
+    if event is not None and event.truth.primary:
+        assert truth.primaries == (event.truth.primary,), "an adapter is told of one primary or none"
+        assert not truth.outdated(event.truth.primary)
     if isinstance(event, Promote):
         assert truth.primaries == (event.node,), "writes go to the only primary"
         newest = max(state.timeline or 0 for state in truth.states)

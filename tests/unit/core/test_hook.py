@@ -249,6 +249,19 @@ def test_a_call_waits_for_the_one_before_and_goes_on_without_it_in_the_end(world
     assert any("another call holds" in line for line in lines)
 
 
+def test_an_error_names_the_call_once_and_not_its_options(world: World, run: Run) -> None:
+    _, lines = run("attach", "db9", "p", "--cluster=efm")
+    assert lines[0].startswith("efm-lb attach db9 p: db9 is not")
+
+
+def test_without_libpq_it_says_what_to_install(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(*arguments: object) -> None:
+        raise hook.LibpqNotFoundError("no libpq.so.5 found: install libpq5")
+
+    monkeypatch.setattr(hook, "Probe", no_library)
+    assert run("attach", "db2", "p") == (69, ["efm-lb attach db2 p: no libpq.so.5 found: install libpq5"])
+
+
 def test_a_bug_is_a_line_and_an_exit_code(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("ouch")

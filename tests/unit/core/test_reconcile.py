@@ -86,3 +86,16 @@ def test_never(databases: str, believed: str) -> None:
 )
 def test_disagreement(databases: str, believed: str, wrong: dict[str, str]) -> None:
     assert disagreement(truth(databases), view(believed)) == wrong
+
+
+def test_an_old_primary_is_named_and_gets_nothing() -> None:
+    said = Truth(
+        (
+            NodeState(NODES[0], Reach.ACCEPTING, Role.PRIMARY, 1),
+            NodeState(NODES[1], Reach.REFUSED),
+            NodeState(NODES[2], Reach.ACCEPTING, Role.STANDBY, 2),
+        )
+    )
+    assert differences(said, view("dWa")) == ()
+    assert disagreement(said, view("dWa"))["db1"] == "is an old primary: it missed a promotion"
+    assert disagreement(said, view("Wda"))["db1"] == "is an old primary: it missed a promotion, and gets writes"

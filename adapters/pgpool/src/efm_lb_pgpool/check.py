@@ -214,7 +214,8 @@ def of_backends(truth: Truth, backends: tuple[Backend, ...], settings: Mapping[s
             )
             yield Finding(Severity.ERROR, node.address, "pgpool has no such backend", remedy)
         elif truth.role(node) and not backend.attached:
-            yield Finding(Severity.WARNING, node.address, f"is up, but {backend.state} in pgpool", "efm-lb reconcile")
+            remedy = f"efm-lb attach {node.name} s" if truth.primary not in (None, node) else ""
+            yield Finding(Severity.WARNING, node.address, f"is up, but {backend.state} in pgpool", remedy)
         else:
             yield Finding(Severity.OK, node.address, f"is backend {backend.id}, {backend.state}")
     for backend in backends:
@@ -233,7 +234,10 @@ def _of_primary(
 ) -> Iterator[Finding]:
     if any(backend.role is None for backend in backends):
         yield Finding(
-            Severity.ERROR, "version", "this pgpool does not tell which backend is primary", "upgrade to 4.3 or newer"
+            Severity.ERROR,
+            "version",
+            "this pgpool does not tell which backend is primary",
+            "upgrade to pgpool 3.7 or newer",
         )
         return
     if primary is None:
@@ -246,11 +250,11 @@ def _of_primary(
             "primary",
             f"pgpool has found no primary, which is {primary.address}: probably sr_check_user {user!r} cannot log in",
             "let sr_check_user log in to sr_check_database on every node (pg_hba.conf, sr_check_password),"
-            " then efm-lb reconcile",
+            f" then efm-lb attach {primary.name} p",
         )
     elif not primary.is_at(believed.host, believed.port):
         detail = f"pgpool sends writes to {believed.address}, but the primary is {primary.address}"
-        yield Finding(Severity.ERROR, "primary", detail, "efm-lb reconcile")
+        yield Finding(Severity.ERROR, "primary", detail, f"efm-lb attach {primary.name} p")
     else:
         yield Finding(Severity.OK, "primary", f"is {primary.address}, for pgpool too")
 

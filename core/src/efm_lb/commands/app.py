@@ -32,6 +32,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     name="efm-lb",
+    context_settings={"help_option_names": ["-h", "--help"]},
     cls=_Group,
     no_args_is_help=True,
     invoke_without_command=True,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from efm_lb.commands.observe import ask
+from efm_lb.commands.observe import ask, no_primary
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
@@ -70,6 +70,13 @@ def _document(found: Iterable[tuple[str, Finding]]) -> list[dict[str, str]]:
 
 def _own(configuration: Configuration) -> Iterator[Finding]:
     """efm-lb's own files, as the user who runs this; EFM runs the hook as efm."""
+    if os.geteuid() == 0:
+        yield Finding(
+            Severity.WARNING,
+            "user",
+            "root may read what EFM's user may not: this check proves nothing about files",
+            "run it as EFM's user: sudo -u efm efm-lb check",
+        )
     state_dir = Path(configuration.state_dir)
     if os.access(state_dir, os.W_OK | os.X_OK):
         yield Finding(Severity.OK, "EFM_LB_STATE_DIR", f"{state_dir} is writable")
@@ -113,12 +120,8 @@ def _password_file(path: Path) -> Finding:
 def _databases(truth: Truth) -> Iterator[Finding]:
     for state in truth.states:
         yield _database(state)
-    primaries = truth.primaries
-    if len(primaries) > 1:
-        names = " and ".join(node.name for node in primaries)
-        yield Finding(Severity.ERROR, "primary", f"more than one writable primary: {names}", "stop the wrong one")
-    elif not primaries:
-        yield Finding(Severity.WARNING, "primary", "no node is a primary")
+    if not truth.primary:
+        yield Finding(Severity.ERROR, "primary", no_primary(truth))
 
 
 def _database(state: NodeState) -> Finding:

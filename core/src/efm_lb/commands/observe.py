@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Answer, Dispatcher
-from efm_lb.errors import EfmLbError
+from efm_lb.errors import NotInstalledError
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.probe import Probe
 from efm_lb.truth import Truth
 
-__all__ = ["Observation", "ask", "observe"]
+__all__ = ["Observation", "ask", "no_primary", "observe"]
 
 
 class Observation(NamedTuple):
@@ -25,18 +25,31 @@ class Observation(NamedTuple):
 def ask(configuration: Configuration) -> Truth:
     """What all databases say; every node gets the whole connect time-out.
 
-    :raises EfmLbError: there is no libpq on this host
+    :raises NotInstalledError: there is no libpq on this host
     """
     try:
         return Probe(configuration.probe, configuration.connect_timeout).truth(configuration.nodes)
     except LibpqNotFoundError as error:
-        raise EfmLbError(str(error)) from None
+        raise NotInstalledError(str(error)) from None
+
+
+def no_primary(truth: Truth) -> str:
+    """Why it cannot be told where writes belong, when ``truth.primary`` is None."""
+    primaries = truth.primaries
+    if len(primaries) > 1:
+        names = " and ".join(node.name for node in primaries)
+        return f"more than one writable primary ({names}): stop the wrong one"
+    for node in primaries:
+        newer = truth.outdated(node)
+        if newer:
+            return f"{node.name} is an old primary: {newer.node.name} is on timeline {newer.timeline}; stop {node.name}"
+    return "no node is a primary"
 
 
 def observe(configuration: Configuration) -> Observation:
     """Ask the databases, then the balancers.
 
-    :raises EfmLbError: there is no libpq on this host
+    :raises NotInstalledError: there is no libpq on this host
     """
     truth = ask(configuration)
     deadline = time.monotonic() + configuration.deadline

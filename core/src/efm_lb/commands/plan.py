@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 
-from efm_lb.commands.observe import observe
+from efm_lb.commands.observe import no_primary, observe
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.reconcile import differences
+from efm_lb.truth import Reach
 from efm_lb.views import View
 
 __all__ = ["plan"]
@@ -25,9 +26,13 @@ def plan(configuration: Configuration, as_json: bool) -> int:
     seen = observe(configuration)
     steps: dict[str, list[str]] = {}
     failures: dict[str, str] = {}
-    if len(seen.truth.primaries) > 1:
-        names = " and ".join(node.name for node in seen.truth.primaries)
-        failures["cluster"] = f"more than one writable primary ({names}): nothing is moved until one is stopped"
+    if not seen.truth.primary:
+        failures["cluster"] = no_primary(seen.truth)
+    failures |= {
+        state.node.name: f"does not tell its role: {state.detail}"
+        for state in seen.truth.states
+        if state.reach is Reach.DENIED
+    }
     for name, answer in seen.views.items():
         if not isinstance(answer.value, View):
             failures[name] = answer.failure.detail if answer.failure else "its adapter has no view"

@@ -18,7 +18,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: S
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*headers)
+        table = Table()
+        for header in headers:
+            table.add_column(header, overflow="fold")  # what is to be copied must not end in an ellipsis
         for number, row in enumerate(rows):
             table.add_row(*(Text(cell) for cell in row), style=styles[number] if styles else None)
         Console().print(table)
