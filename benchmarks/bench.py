@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     say.print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}: the higher the load, the longer all times")
     rows: list[Row] = []
     try:
-        with Cluster.start() as cluster:
+        with Cluster.start(durable=True) as cluster:
             bench = Bench(cluster, options.runs, lambda text: say.print(f"  {text}"))
             for part in options.only or PARTS:
                 say.print(part)

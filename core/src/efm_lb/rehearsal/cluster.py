@@ -28,10 +28,13 @@ PROBE_PASSWORD = "probe-secret"
 TABLE = "rehearsal"
 """The table that writers insert into: ``writer`` and ``number``."""
 
-_SETTINGS = """
+_IN_A_HURRY = """
 # fsync protects against a crash of the operating system, which is not rehearsed.
 fsync = off
 full_page_writes = off
+"""
+
+_SETTINGS = """
 unix_socket_directories = ''
 dynamic_shared_memory_type = mmap
 shared_buffers = 16MB
@@ -263,8 +266,9 @@ class Cluster:
     :ivar stage: where pgpool is started too
     """
 
-    def __init__(self, stage: Stage, nodes: int) -> None:
+    def __init__(self, stage: Stage, nodes: int, durable: bool = False) -> None:
         self.stage = stage
+        self._durable = durable
         self._bindir = postgres_bindir()
         self._seed = stage.directory / "seed"
         hosts = [f"127.0.0.{11 + number}" for number in range(nodes)]
@@ -273,16 +277,17 @@ class Cluster:
         self._rebuilds = 0
 
     @classmethod
-    def start(cls, nodes: int = 3) -> Cluster:
+    def start(cls, nodes: int = 3, durable: bool = False) -> Cluster:
         """Make and start a cluster on a stage of its own; it is removed with `close` or at the end of a ``with``.
 
         :param nodes: how many servers
+        :param durable: they write as in production, so a promotion takes its usual time
         :raises MissingProgramError: PostgreSQL is not installed
         :raises ServerError: a server did not start
         """
         stage = Stage()
         try:
-            cluster = cls(stage, nodes)
+            cluster = cls(stage, nodes, durable)
             cluster._make_seed()
             cluster.rebuild()
         except BaseException:
@@ -383,7 +388,7 @@ class Cluster:
             ]
         )
         with (self._seed / "postgresql.conf").open("a") as settings:
-            settings.write(_SETTINGS)
+            settings.write(_SETTINGS if self._durable else _SETTINGS + _IN_A_HURRY)
         self.stage.write(self._seed / "pg_hba.conf", _ACCESS)
         self.stage.run([self._bindir / "postgres", "--single", "-D", self._seed, "postgres"], _OBJECTS.lstrip())
 
