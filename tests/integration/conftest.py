@@ -10,17 +10,12 @@ import pytest
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import Hook, efm_lb_hook, hook_environment
 from efm_lb.rehearsal.pgpool import Pgpool
-from efm_lb.rehearsal.programs import MissingProgramError
 
 
 @pytest.fixture(scope="session")
 def standing_cluster() -> Iterator[Cluster]:
     """The session's cluster of three nodes, in whatever state the last test left it."""
-    try:
-        cluster = Cluster.start(nodes=3)
-    except MissingProgramError as error:
-        pytest.skip(str(error))
-    with cluster:
+    with Cluster.start(nodes=3) as cluster:
         yield cluster
 
 

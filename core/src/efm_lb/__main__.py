@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from efm_lb import signals
 from efm_lb.calls import HOOKS
 
 
@@ -12,12 +13,11 @@ def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     argv = sys.argv[1:]
     if argv and argv[0] in HOOKS and "--help" not in argv and "-h" not in argv:
+        signals.raise_terminated()
         from efm_lb.hook import main as hook
 
-        code = hook(argv)
-        sys.stdout.flush()
         # A hung adapter's thread must not keep the process alive, nor anything be torn down at leisure.
-        os._exit(code)
+        os._exit(hook(argv))
     from efm_lb.commands.app import app
 
     app()

@@ -38,6 +38,7 @@ class Arguments(NamedTuple):
 
     :param role: what EFM's TYPE says about the node, None when it says nothing
     :param follow_up: seconds to wait before a deferred call is judged again; None for a call of EFM's
+    :param call: the deferred call
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Arguments(NamedTuple):
     json: bool = False
     dry_run: bool = False
     follow_up: float | None = None
+    call: str | None = None
 
 
 class Call(NamedTuple):
@@ -78,7 +80,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     rest = iter(argv[1:])
     for word in rest:
         name, equals, value = word.partition("=")
-        if name in ("--cluster", "--env-file", "--follow-up"):
+        if name in ("--cluster", "--env-file", "--follow-up", "--call"):
             given = value if equals else next(rest, None)
             if not given:
                 raise CallError(f"{name} needs a value")
@@ -99,6 +101,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         json="--json" in flags,
         dry_run="--dry-run" in flags,
         follow_up=_seconds(options.get("--follow-up")),
+        call=options.get("--call"),
     )
 
 
@@ -123,7 +126,6 @@ def _operands(kind: Kind, words: Sequence[str]) -> tuple[str, Role | None]:
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise CallError(f"--follow-up needs seconds, not {text!r}") from None
+    if not text.replace(".", "", 1).isdecimal():
+        raise CallError(f"--follow-up needs seconds, not {text!r}")
+    return float(text)

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from efm_lb.balancers import Balancer
-from efm_lb.truth import Node
+from efm_lb.truth import Node, same_host
 
 __all__ = ["AdapterSource", "Configuration", "DetachLivePrimary"]
 
@@ -60,8 +60,10 @@ class Configuration(NamedTuple):
     adapters: tuple[AdapterSource, ...]
 
     def node(self, name: str) -> Node | None:
-        """The node that EFM calls ``name``, or None. Exact match, by name, host or alias."""
-        for node in self.nodes:
-            if node.is_called(name):
-                return node
-        return None
+        """The node that EFM calls ``name``, or None.
+
+        Exact match: by the name in EFM_LB_NODES, else by a host or alias that one node alone has.
+        """
+        called = [node for node in self.nodes if same_host(node.name, name)]
+        called = called or [node for node in self.nodes if node.is_called(name)]
+        return called[0] if len(called) == 1 else None

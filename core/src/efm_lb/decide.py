@@ -108,8 +108,8 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
         if newer:
             return Decision(
                 Verdict.FAIL,
-                f"{node.name} is out of recovery on timeline {state.timeline}, but {newer.node.name} is on timeline"
-                f" {newer.timeline}: an old primary gets no writes",
+                f"{node.name} is out of recovery on timeline {state.timeline}, but {newer}:"
+                " an old primary gets no writes",
             )
         if call.role is Role.STANDBY and call.kind is not Kind.PROMOTE:
             return Decision(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb.balancers import Balancer
-from efm_lb.configuration import Configuration
+from efm_lb.configuration import AdapterSource, Configuration
 from efm_lb.events import Attach, Detach, Event
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.registry import register
@@ -31,21 +31,55 @@ class Answer(NamedTuple):
     failure: Outcome | None = None
 
 
+class _Adapter:
+    """One adapter, imported and registered in a thread and in a pluggy manager of its own.
+
+    So each hook call reaches this adapter alone, and one whose import hangs holds up
+    its own balancers only.
+    """
+
+    def __init__(self, source: AdapterSource) -> None:
+        self.source = source
+        self._hooks: Any = None
+        self._failure = ""
+        self._thread = threading.Thread(target=self._load, name=source.name, daemon=True)
+        self._thread.start()
+
+    def _load(self) -> None:
+        manager, failures = register([self.source])
+        self._hooks = manager.hook
+        self._failure = failures.get(self.source.name, "")
+
+    def hook(self, name: str, deadline: float) -> Any:
+        """The caller of one hook.
+
+        :raises PermanentError: the adapter cannot be used
+        :raises TemporaryError: it is not imported by the deadline
+        """
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._hooks is None:
+            raise TemporaryError(f"{self} was not imported within EFM_LB_DEADLINE")
+        if self._failure:
+            raise PermanentError(f"{self} cannot be used: {self._failure}")
+        return getattr(self._hooks, name)
+
+    def __str__(self) -> str:
+        return f"adapter {self.source}"
+
+
 class Dispatcher:
     """Calls the adapters of a cluster's balancers, one typed method per hook.
 
-    Adapters are isolated: each hook call is made for one balancer through
-    pluggy's ``subset_hook_caller``, in a thread of its own, guarded at
-    BaseException. No adapter can delay, fail or end another one, and none that
-    hangs is waited for past the deadline.
+    Balancers are isolated: each hook call is made for one balancer, reaches its
+    adapter alone, in a thread of its own, guarded at BaseException. No adapter can
+    delay, fail or end another one, and none that hangs is waited for past the deadline.
 
-    :param configuration: the cluster's settings
+    :param configuration: the cluster's settings; the adapters begin to be imported at once
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self._balancers = configuration.balancers
-        self._sources = {source.name: source for source in configuration.adapters}
-        self._plugins, self._broken = register(configuration.adapters)
+        self._adapters = {source.name: _Adapter(source) for source in configuration.adapters}
 
     def send(self, event: Event, deadline: float) -> tuple[Outcome, ...]:
         """Bring every balancer in line with ``event``.
@@ -89,7 +123,8 @@ class Dispatcher:
         threads = []
 
         def run(balancer: Balancer) -> None:
-            answer = self._guarded(hook, balancer, collect, {**arguments, "deadline": deadline, "balancer": balancer})
+            given = {**arguments, "deadline": deadline, "balancer": balancer}
+            answer = self._guarded(hook, balancer, deadline, collect, given)
             answers[balancer.name] = answer, time.monotonic() - started
 
         for balancer in self._balancers:
@@ -103,27 +138,27 @@ class Dispatcher:
             yield balancer.name, done.get(balancer.name) or (self._late(balancer), time.monotonic() - started)
 
     def _guarded(
-        self, hook: str, balancer: Balancer, collect: Callable[[Any], Any] | None, arguments: Mapping[str, object]
+        self,
+        hook: str,
+        balancer: Balancer,
+        deadline: float,
+        collect: Callable[[Any], Any] | None,
+        arguments: Mapping[str, object],
     ) -> Answer:
-        broken = self._broken.get(balancer.adapter)
-        if broken:
-            return Answer(None, Outcome(Result.PERMANENT, f"{self._by(balancer.adapter)} cannot be used: {broken}"))
-        plugins = self._plugins
-        others = [plugin for name, plugin in plugins.list_name_plugin() if name != balancer.adapter]
+        adapter = self._adapters[balancer.adapter]
         try:
-            value = plugins.subset_hook_caller(hook, others)(**arguments)
+            value = adapter.hook(hook, deadline)(**arguments)
             return Answer(collect(value) if collect and value is not None else value)
         except TemporaryError as error:
             return Answer(None, Outcome(Result.TEMPORARY, str(error)))
         except PermanentError as error:
             return Answer(None, Outcome(Result.PERMANENT, str(error)))
         except BaseException as error:  # a client library's SystemExit must not pass for success
-            return Answer(None, Outcome(Result.BUG, f"{self._by(balancer.adapter)}: {_where(error)}"))
+            return Answer(None, Outcome(Result.BUG, f"{adapter}: {_where(error)}"))
 
     def _late(self, balancer: Balancer) -> Answer:
-        return Answer(
-            None, Outcome(Result.TEMPORARY, f"{self._by(balancer.adapter)} did not return within EFM_LB_DEADLINE")
-        )
+        adapter = self._adapters[balancer.adapter]
+        return Answer(None, Outcome(Result.TEMPORARY, f"{adapter} did not return within EFM_LB_DEADLINE"))
 
     def _outcome(self, answer: Answer, name: str, seconds: float) -> Outcome:
         outcome = answer.failure or answer.value
@@ -138,9 +173,6 @@ class Dispatcher:
         return Answer(
             None, Outcome(Result.BUG, f"the adapter returned {kind} instead of a {expected.__name__}", balancer=name)
         )
-
-    def _by(self, adapter: str) -> str:
-        return f"adapter {self._sources.get(adapter, adapter)}"
 
 
 def _findings(value: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -23,13 +23,13 @@ def owed(report: Report) -> float | None:
     return max((each for each in seconds if each is not None), default=None)
 
 
-def start(seconds: float) -> None:
-    """Start this same command again, in a session of its own, to judge the call after ``seconds``.
+def start(seconds: float, call: str) -> None:
+    """Start this same command again, in a session of its own, to judge ``call`` after ``seconds``.
 
     It inherits none of EFM's pipes, outlives the hook and EFM's agent, and ends by itself.
 
     :raises OSError: it could not be started
     """
-    argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}"]
+    argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}", "--call", call]
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     os.posix_spawn(sys.executable, argv, os.environ, file_actions=null, setsid=True)

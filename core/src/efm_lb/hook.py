@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-
-# The C functions behind `signal`, without the enumerations that it builds at import.
-from _signal import SIGINT, SIGTERM  # type: ignore[import-not-found]
-from _signal import signal as handle_signal
 from collections.abc import Mapping, Sequence
 from sys import setswitchinterval
 from typing import TYPE_CHECKING
 
-from efm_lb import follow_up, lock
+from efm_lb import follow_up, lock, signals
 from efm_lb import journal as journals
 from efm_lb.calls import Arguments, Call, parse
 from efm_lb.configuration import Configuration
@@ -36,6 +32,8 @@ from efm_lb.outcomes import Outcome, Result
 from efm_lb.probe import Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
+from efm_lb.signals import Terminated
+from efm_lb.state import State
 from efm_lb.truth import Truth
 
 if TYPE_CHECKING:
@@ -53,28 +51,25 @@ SWITCH = 0.0005
 """Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGINT came; whatever was being done is left to the next call."""
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the hook for a command line and print its report.
 
     :param argv: the command line without the program's name
     :return: the exit code (see `efm_lb.errors`)
     """
-    as_json = "--json" in argv
     words = " ".join(word for word in argv if not word.startswith("-"))
     try:
-        arguments = parse(argv)
-        report = run(arguments, os.environ)
+        report = run(parse(argv), os.environ)
     except EfmLbError as error:
         report = Report(words, error.exit_code, notes=tuple(error.messages))
     except Terminated:
         report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
     except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
         report = Report(words, EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
-    print(as_document(report) if as_json else "\n".join(as_lines(report)))
+    signals.ignore()
+    _say(as_document(report) if "--json" in argv else "\n".join(as_lines(report)))
+    if report.exit_code and any(word.startswith("--follow-up") for word in argv):
+        _log(as_lines(report))
     return report.exit_code
 
 
@@ -85,45 +80,60 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     :raises Terminated: by SIGTERM or SIGINT
     """
     started = time.monotonic()
-    for number in (SIGTERM, SIGINT):
-        handle_signal(number, _terminate)
     if arguments.follow_up is not None:
         time.sleep(arguments.follow_up)
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     notes = [f"took the slow way: {stale}"] if stale else []
-    journal = journals.Journal(
-        f"{configuration.state_dir}/{configuration.cluster}.journal", f"{time.time_ns():x}-{os.getpid()}"
-    )
-    if not arguments.dry_run:
-        journal.record(
-            "call",
-            kind=arguments.kind.value,
-            host=arguments.host,
-            type=arguments.role and arguments.role.value,
-            follow_up=arguments.follow_up is not None,
-        )
-    call = _call(arguments, configuration)
+    state = State(configuration.state_dir, configuration.cluster)
     if arguments.dry_run:
-        report = _rehearse(call, configuration)
+        report = _rehearse(_call(arguments, configuration), configuration, state)
     else:
-        held = _lock(configuration, notes)
-        try:
-            report = _act(call, configuration, journal)
-        except Terminated:
-            journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
-            raise
-        finally:
-            if held is not None:
-                os.close(held)
-        if journal.failure:
-            notes.append(f"not journalled: {journal.failure}")
-        owed = follow_up.owed(report)
-        if owed is not None and call.origin is Origin.HOOK:
-            try:
-                follow_up.start(owed)
-            except OSError as error:
-                notes.append(f"will not be judged again: {error}")
+        report = _record(arguments, configuration, state)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
+
+
+def _record(arguments: Arguments, configuration: Configuration, state: State) -> Report:
+    """Act on a call, with the journal, the lock and the follow-up around it."""
+    number = arguments.call or f"{time.time_ns():x}-{os.getpid()}"
+    journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", number)
+    journal.record(
+        "call",
+        kind=arguments.kind.value,
+        host=arguments.host,
+        type=arguments.role and arguments.role.value,
+        follow_up=arguments.follow_up is not None,
+    )
+    call = _call(arguments, configuration)
+    if call.origin is Origin.HOOK:
+        state.announce(call.node, number)
+    notes: list[str] = []
+    held = _lock(configuration, notes)
+    try:
+        if state.superseded(call.node, number):
+            reason = f"EFM has called about {call.node.name} again since: the newer call counts"
+            report = Report(str(call), EX_OK, Decision(Verdict.DEFER, reason))
+        else:
+            report = _act(call, configuration, journal, state)
+    except Terminated:
+        journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
+    journal.record(
+        "outcome",
+        exit_code=report.exit_code,
+        outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in report.outcomes},
+    )
+    if journal.failure:
+        notes.append(f"not journalled: {journal.failure}")
+    owed = follow_up.owed(report)
+    if owed is not None and call.origin is Origin.HOOK:
+        try:
+            follow_up.start(owed, number)
+        except OSError as error:
+            notes.append(f"will not be judged again: {error}")
+    return report._replace(notes=tuple(notes))
 
 
 def _call(arguments: Arguments, configuration: Configuration) -> Call:
@@ -146,34 +156,26 @@ def _lock(configuration: Configuration, notes: list[str]) -> int | None:
     return None
 
 
-def _act(call: Call, configuration: Configuration, journal: journals.Journal) -> Report:
+def _act(call: Call, configuration: Configuration, journal: journals.Journal, state: State) -> Report:
     deadline = time.monotonic() + configuration.deadline
-    decision, truth, dispatcher = _settle(call, configuration, time.monotonic() + _patience(configuration))
+    decision, truth, dispatcher = _settle(call, configuration, state, deadline)
     journal.record(
         "decision",
         verdict=decision.verdict.value,
         reason=decision.reason,
-        truth={state.node.name: state.role.value if state.role else state.reach.value for state in truth.states},
+        truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
     )
+    timeline = truth.state(truth.primary).timeline if truth.primary else None
+    if timeline and timeline > truth.newest:
+        state.timeline = timeline
     outcomes = dispatcher.send(decision.event, deadline) if decision.event else ()
-    report = Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
-    journal.record(
-        "outcome",
-        exit_code=report.exit_code,
-        outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in outcomes},
-    )
-    return report
+    return Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
 
 
-def _patience(configuration: Configuration) -> float:
-    """Seconds to wait for a node that is on its way; in the rest all are asked again, and the balancers act."""
-    return min(PATIENCE * configuration.deadline, configuration.deadline - 2 * configuration.connect_timeout)
-
-
-def _rehearse(call: Call, configuration: Configuration) -> Report:
+def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
-    decision, _, dispatcher = _settle(call, configuration, patient_until=0.0)
+    decision, _, dispatcher = _settle(call, configuration, state, deadline, patient=False)
     if decision.event is None:
         return Report(str(call), EX_OK, decision, steps={})
     steps = {}
@@ -187,8 +189,11 @@ def _rehearse(call: Call, configuration: Configuration) -> Report:
     return Report(str(call), EX_OK, decision, steps=steps)
 
 
-def _settle(call: Call, configuration: Configuration, patient_until: float) -> tuple[Decision, Truth, Dispatcher]:
+def _settle(
+    call: Call, configuration: Configuration, state: State, deadline: float, patient: bool = True
+) -> tuple[Decision, Truth, Dispatcher]:
     """Ask the databases until they allow a decision, or patience is over."""
+    patient_until = time.monotonic() + PATIENCE * configuration.deadline if patient else 0.0
     try:
         probe = Probe(configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
@@ -199,19 +204,21 @@ def _settle(call: Call, configuration: Configuration, patient_until: float) -> t
     from efm_lb.dispatch import Dispatcher
 
     dispatcher = Dispatcher(configuration)
+    newest = state.timeline
     while True:
-        truth = answers.truth(subject=call.node)
+        truth = answers.truth()._replace(newest=newest)
         patience = time.monotonic() < patient_until
         decision = decide(call, truth, Policy(configuration.detach_live_primary, patience))
         if decision.verdict is not Verdict.WAIT:
             return decision, truth, dispatcher
         # The node is on its way: ask it alone, and all of them again when its answer changes.
         before = truth.state(call.node)[1:3]
-        while time.monotonic() < patient_until:
+        while (left := patient_until - time.monotonic()) > 0:
             time.sleep(POLL)
-            if probe.truth([call.node]).states[0][1:3] != before:
+            if probe.truth([call.node], timeout=left).states[0][1:3] != before:
                 break
-        answers = probe.ask(configuration.nodes)
+        # The balancers must have their part of what is left.
+        answers = probe.ask(configuration.nodes, timeout=max(POLL, (deadline - time.monotonic()) / 2))
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:
@@ -223,5 +230,20 @@ def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:
     return EX_SOFTWARE if Result.BUG in results else EX_OK
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
+def _say(text: str) -> None:
+    """Print to standard output, whatever it is: what was done is done, and the exit code must tell it."""
+    data = text.encode("utf-8", "backslashreplace") + b"\n"
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError:
+        return
+
+
+def _log(lines: Sequence[str]) -> None:
+    """Nobody waits for a follow-up, so what it could not do goes to the system's log."""
+    import syslog
+
+    syslog.openlog("efm-lb", syslog.LOG_PID, syslog.LOG_DAEMON)
+    for line in lines:
+        syslog.syslog(syslog.LOG_ERR, line)

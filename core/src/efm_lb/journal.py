@@ -48,10 +48,14 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._path, flags, 0o600)
         try:
-            if os.fstat(descriptor).st_size > LIMIT:
+            status = os.fstat(descriptor)
+            if status.st_size > LIMIT:
+                # This record is the last of the old file: no other writer is left without one.
                 os.replace(self._path, self._path + ".1")
-                os.close(descriptor)
-                descriptor = os.open(self._path, flags, 0o600)
+            elif not status.st_size and not os.geteuid():
+                # Root's first look must not lock EFM's user out.
+                owner = os.stat(os.path.dirname(self._path))
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             if os.write(descriptor, line) < len(line):
                 raise OSError(28, "No space left on device")
         finally:

@@ -13,18 +13,11 @@ from typing import Any
 from efm_lb import libpq
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
-__all__ = ["SETTLE", "Answers", "Probe"]
-
-SETTLE = 1.0
-"""Seconds that the other nodes get once the node in question has answered.
-
-A healthy node answers within milliseconds. One that is silent would hold up a
-promotion for the whole connect time-out, and would be passed over after it all the same.
-"""
+__all__ = ["Answers", "Probe"]
 
 # The control file names a new timeline late: a primary's after the first checkpoint, a standby's after the first
 # restartpoint. A primary's WAL names it at once, a standby's receiver to those who may see it (pg_monitor).
-QUERY = (
+_ROLE_AND_TIMELINE = (
     b"SELECT pg_catalog.pg_is_in_recovery(), CASE WHEN pg_catalog.pg_is_in_recovery()"
     b" THEN GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),"
     b" (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),"
@@ -32,6 +25,9 @@ QUERY = (
     b" ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"
     b"::pg_catalog.bit(32)::pg_catalog.int4 END"
 )
+
+_ROLE = b"SELECT pg_catalog.pg_is_in_recovery(), NULL"
+"""For a server where PUBLIC may not execute the functions that tell the timeline."""
 
 # SQLSTATEs of a server that is up but takes no connection now: starting up or shutting
 # down, shut down under the connection, out of connection slots.
@@ -63,21 +59,17 @@ class Answers:
             self._states[state.node] = state
             self._news.notify()
 
-    def truth(self, subject: Node | None = None) -> Truth:
-        """Wait for the answers.
+    def truth(self) -> Truth:
+        """Wait for the answers, each for the whole time-out: a node that is late may be a second primary, and one
+        that is taken for silent may be taken out of a balancer.
 
-        :param subject: the node in question; when it has answered, the others get `SETTLE` seconds more
         :return: one state per node, in their order; never raises for a node's sake
         """
         # A thread may be stuck in a name look-up, which libpq cannot bound; it is left behind.
         give_up = self.deadline + 0.1
-        settled = False
         with self._news:
             while len(self._states) < len(self.nodes) and (left := give_up - time.monotonic()) > 0:
                 self._news.wait(left)
-                if subject in self._states and not settled:
-                    settled = True
-                    give_up = min(give_up, time.monotonic() + SETTLE)
             return Truth(tuple(self._states.get(node) or self._silence(node) for node in self.nodes))
 
     def _silence(self, node: Node) -> NodeState:
@@ -103,19 +95,26 @@ class Probe:
             environ.pop(name, None)
         self._timeout = timeout
 
-    def ask(self, nodes: Iterable[Node]) -> Answers:
-        """Start asking ``nodes``; the caller may do something else before it wants the `Answers.truth`."""
-        answers = Answers(tuple(nodes), self._timeout)
+    def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> Answers:
+        """Start asking ``nodes``; the caller may do something else before it wants the `Answers.truth`.
+
+        :param timeout: less than the probe's own, in seconds
+        """
+        answers = Answers(tuple(nodes), min(self._timeout, timeout or self._timeout))
         for node in answers.nodes:
             threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
         return answers
 
-    def truth(self, nodes: Iterable[Node], subject: Node | None = None) -> Truth:
-        """Ask ``nodes`` and wait for their answers, as `Answers.truth` does."""
-        return self.ask(nodes).truth(subject)
+    def truth(self, nodes: Iterable[Node], timeout: float | None = None) -> Truth:
+        """Ask ``nodes`` and wait for their answers."""
+        return self.ask(nodes, timeout).truth()
 
     def _answer(self, node: Node, answers: Answers) -> None:
-        answers.add(self._ask(node, answers.started, answers.deadline))
+        try:
+            state = self._ask(node, answers.started, answers.deadline)
+        except Exception as error:  # a bug here must not make a node look dead
+            state = NodeState(node, Reach.DENIED, detail=f"a bug in efm-lb: {type(error).__name__}: {error}")
+        answers.add(state)
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
         connection = self._start(node)
@@ -148,8 +147,7 @@ class Probe:
         events = select.POLLOUT
         while True:
             if not self._wait(connection, events, deadline):
-                words = "accepted the connection and went silent" if reached else "no answer"
-                return Reach.NO_RESPONSE, f"{words} within {self._timeout:g} s"
+                return Reach.NO_RESPONSE, "accepted the connection and went silent" if reached else "no answer in time"
             polling = library.PQconnectPoll(connection)
             if polling == libpq.POLLING_OK:
                 return Reach.ACCEPTING, ""
@@ -158,10 +156,12 @@ class Probe:
             reached = reached or library.PQstatus(connection) > libpq.CONNECTION_STARTED
             events = select.POLLIN if polling == libpq.POLLING_READING else select.POLLOUT
 
-    def _question(self, connection: Any, deadline: float) -> tuple[Reach, Role | None, int | None, str]:
+    def _question(
+        self, connection: Any, deadline: float, query: bytes = _ROLE_AND_TIMELINE
+    ) -> tuple[Reach, Role | None, int | None, str]:
         library = self._library
         library.PQsetnonblocking(connection, 1)
-        if not library.PQsendQuery(connection, QUERY):
+        if not library.PQsendQuery(connection, query):
             reach, detail = self._failure(connection, reached=True)
             return reach, None, None, detail
         while library.PQflush(connection) == 1:
@@ -176,11 +176,16 @@ class Probe:
         try:
             if not result or library.PQresultStatus(result) != libpq.PGRES_TUPLES_OK:
                 reach, detail = self._failure(connection, reached=True)
-                return reach, None, None, detail
-            role = Role.STANDBY if library.PQgetvalue(result, 0, 0) == b"t" else Role.PRIMARY
-            return Reach.ACCEPTING, role, int(library.PQgetvalue(result, 0, 1)), ""
+                if query is _ROLE or "42501" not in _sqlstates(detail):
+                    return reach, None, None, detail
+            else:
+                role = Role.STANDBY if library.PQgetvalue(result, 0, 0) == b"t" else Role.PRIMARY
+                return Reach.ACCEPTING, role, int(library.PQgetvalue(result, 0, 1) or 0) or None, ""
         finally:
             library.PQclear(result)
+        while result := library.PQgetResult(connection):
+            library.PQclear(result)
+        return self._question(connection, deadline, _ROLE)
 
     def _wait(self, connection: Any, events: int, deadline: float) -> bool:
         """Wait until the socket is ready; False when the deadline is over."""

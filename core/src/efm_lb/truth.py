@@ -75,9 +75,13 @@ class NodeState(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The answers of all nodes, in the order of ``EFM_LB_NODES``, asked at one moment."""
+    """The answers of all nodes, in the order of ``EFM_LB_NODES``, asked at one moment.
+
+    :param newest: the newest timeline that this host has seen a primary on, 0 when it remembers none
+    """
 
     states: tuple[NodeState, ...]
+    newest: int = 0
 
     def state(self, node: Node) -> NodeState:
         """The answer of ``node``. Raises KeyError when it is not a node of this cluster."""
@@ -105,13 +109,15 @@ class Truth(NamedTuple):
         primaries = self.primaries
         return primaries[0] if len(primaries) == 1 and not self.outdated(primaries[0]) else None
 
-    def outdated(self, node: Node) -> NodeState | None:
-        """A node on a newer timeline than ``node``: ``node`` was the primary before a promotion that it missed."""
+    def outdated(self, node: Node) -> str:
+        """Who has seen a newer timeline, so that ``node`` must have missed a promotion; empty when nobody has."""
         timeline = self.state(node).timeline
+        if timeline is None:
+            return ""
         for other in self.states:
-            if timeline is not None and other.timeline is not None and other.timeline > timeline:
-                return other
-        return None
+            if other.timeline is not None and other.timeline > timeline:
+                return f"{other.node.name} is on timeline {other.timeline}"
+        return f"this host has seen timeline {self.newest}" if self.newest > timeline else ""
 
     @property
     def standbys(self) -> tuple[Node, ...]:

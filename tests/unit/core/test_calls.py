@@ -53,6 +53,8 @@ def test_hosts_of_every_form(host: str) -> None:
         (["attach", "-x", "db1"], "no such option: -x"),
         (["attach", "db1", "--cluster"], "--cluster needs a value"),
         (["attach", "db1", "--follow-up", "soon"], "--follow-up needs seconds"),
+        (["attach", "db1", "--follow-up", "nan"], "--follow-up needs seconds"),
+        (["attach", "db1", "--follow-up=-1"], "--follow-up needs seconds"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(argv: list[str], message: str) -> None:

@@ -144,7 +144,10 @@ def test_a_detach_never_moves_writes_to_an_old_primary() -> None:
     decision = decide(call("detach", DB2, P), mistake, NOW)
     assert decision.event == Detach(DB2, mistake)
     assert decision.event.truth.primary is None
-    assert mistake.outdated(DB1) == mistake.state(DB3)
+    assert mistake.outdated(DB1) == "db3 is on timeline 2"
+    alone = Truth((up(DB1, P, 1), down(DB2), down(DB3)), newest=2)
+    assert alone.primary is None
+    assert "this host has seen timeline 2" in decide(call("attach", DB1, P), alone, WAIT).reason
 
 
 def test_a_node_that_does_not_tell_its_role_is_not_attached() -> None:

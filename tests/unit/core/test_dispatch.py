@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -135,6 +136,26 @@ def test_a_plugin_that_cannot_be_imported_disables_only_itself(configure: Config
     assert gone_outcome.result is Result.PERMANENT
     assert "adapter gone (dist-gone 3) cannot be used" in gone_outcome.detail
     assert "no_such_adapter_module" in gone_outcome.detail
+
+
+def test_a_plugin_whose_import_hangs_holds_up_only_itself(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hanging_adapter_module.py").write_text("import time; time.sleep(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    configuration = configure(ok=lambda event: Outcome.changed("done"))
+    hanging = AdapterSource("hanging", "hanging_adapter_module", "", "dist-hanging", "1")
+    configuration = configuration._replace(
+        balancers=(*configuration.balancers, Balancer("a", "hanging", {})),
+        adapters=(hanging, *configuration.adapters),
+    )
+    started = time.monotonic()
+    stuck, ok = Dispatcher(configuration).send(EVENT, soon(0.5))
+    assert time.monotonic() - started < 2
+    assert ok.result is Result.CHANGED
+    assert ok.seconds < 0.4
+    assert stuck.result is Result.TEMPORARY
+    assert "adapter hanging (dist-hanging 1)" in stuck.detail
 
 
 @pytest.mark.parametrize("returned", [None, "done", 0])

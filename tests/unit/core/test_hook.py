@@ -50,7 +50,7 @@ class World:
     def __init__(self, state_dir: Path) -> None:
         self.truths: list[Truth] = [FAILED_OVER]
         self.events: list[Event] = []
-        self.followed_up: list[float] = []
+        self.followed_up: list[tuple[float, str]] = []
         self.answers: dict[str, Outcome | Exception] = {"pool1": Outcome.changed("done")}
         self.deadline = 2.0
         self.policy = DetachLivePrimary.DEFER
@@ -80,10 +80,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     class Databases:
         def __init__(self, keywords: object, timeout: float) -> None: ...
 
-        def ask(self, nodes: Iterable[Node]) -> SimpleNamespace:
-            return SimpleNamespace(truth=lambda subject=None: self.truth(nodes))
+        def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> SimpleNamespace:
+            return SimpleNamespace(truth=lambda: self.truth(nodes))
 
-        def truth(self, nodes: Iterable[Node]) -> Truth:
+        def truth(self, nodes: Iterable[Node], timeout: float | None = None) -> Truth:
             seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
             return Truth(tuple(seen.state(node) for node in nodes))
 
@@ -106,7 +106,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(hook, "Probe", Databases)
     monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
-    monkeypatch.setattr(hook.follow_up, "start", made.followed_up.append)
+    monkeypatch.setattr(hook.follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield made
     for number, handler in handlers.items():
@@ -117,10 +117,10 @@ Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def run(world: World, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(world: World, capfd: pytest.CaptureFixture[str]) -> Run:
     def call(*argv: str) -> tuple[int, list[str]]:
         code = hook.main(argv)
-        return code, capsys.readouterr().out.splitlines()
+        return code, capfd.readouterr().out.splitlines()
 
     return call
 
@@ -183,10 +183,70 @@ def test_what_an_adapter_defers_is_judged_again_once(world: World, run: Run) -> 
     world.truths = [PROMOTING]
     world.answers = {"pool1": Outcome.deferred("a promotion is expected", again_after=3.0)}
     assert run("detach", "db1", "p")[0] == 0
-    assert world.followed_up == [3.0]
-    assert run("detach", "db1", "p", "--follow-up", "0.01")[0] == 0
-    assert world.followed_up == [3.0]
+    ((seconds, call),) = world.followed_up
+    assert seconds == 3.0
+    assert run("detach", "db1", "p", "--follow-up", "0.01", "--call", call)[0] == 0
+    assert len(world.followed_up) == 1
     assert [event.origin for event in world.events] == [Origin.HOOK, Origin.FOLLOW_UP]
+
+
+def test_a_follow_up_yields_to_a_newer_call_about_the_same_node(world: World, run: Run) -> None:
+    world.truths = [PROMOTING]
+    world.answers = {"pool1": Outcome.deferred("held", again_after=3.0)}
+    run("attach", "db2", "s")
+    ((_, call),) = world.followed_up
+    run("detach", "db1", "p")
+    run("detach", "db2", "s")
+    world.events.clear()
+    code, lines = run("attach", "db2", "s", "--follow-up", "0", "--call", call)
+    assert code == 0
+    assert world.events == []
+    assert "EFM has called about db2 again since" in lines[0]
+
+
+def test_of_two_calls_that_wait_the_newer_one_counts(world: World, run: Run) -> None:
+    """The lock gives no order: the older call yields, whichever gets it first."""
+    from efm_lb.state import State
+
+    State(str(world.state_dir), "efm").announce(DB2, "newer")
+    announce = State.announce
+    try:
+        State.announce = lambda *arguments: None  # type: ignore[method-assign]
+        _, lines = run("attach", "db2", "s")
+    finally:
+        State.announce = announce  # type: ignore[method-assign]
+    assert world.events == []
+    assert "the newer call counts" in lines[0]
+
+
+def test_a_primary_of_a_timeline_older_than_one_seen_before_gets_no_writes(world: World, run: Run) -> None:
+    world.truths = [Truth((state(DB1, None, Reach.REFUSED), NodeState(DB2, Reach.ACCEPTING, Role.PRIMARY, 7)))]
+    assert run("attach", "db2", "p")[0] == 0
+    world.truths = [Truth((NodeState(DB1, Reach.ACCEPTING, Role.PRIMARY, 6), state(DB2, None, Reach.REFUSED)))]
+    world.events.clear()
+    code, lines = run("attach", "db1", "p")
+    assert code == 75
+    assert world.events == []
+    assert "this host has seen timeline 7" in lines[0]
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", None])
+def test_an_output_that_cannot_be_written_hides_no_exit_code(stdout: str | None) -> None:
+    argv = [sys.executable, "-m", "efm_lb", "attach", "%h"]
+    if stdout is None:
+        done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *argv], stderr=subprocess.PIPE, check=False)
+    else:
+        with open(stdout, "w") as full:
+            done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b""
+
+
+def test_an_output_in_another_encoding_hides_no_exit_code() -> None:
+    argv = [sys.executable, "-m", "efm_lb", "attach", "d\u00e9j\u00e0", "%t"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(argv, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 def test_a_dry_run_touches_nothing(world: World, run: Run) -> None:
@@ -281,11 +341,11 @@ def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Pat
         f"    open({str(tmp_path / 'out')!r}, 'w').write(f'{{sys.argv[1:]}} {{os.getpid() == os.getsid(0)}}')\n"
         "else:\n"
         "    from efm_lb.follow_up import start\n"
-        "    start(2.5)\n"
+        "    start(2.5, 'c1')\n"
     )
     subprocess.run([sys.executable, str(script), "detach", "db1", "p"], check=True, timeout=20)
     out = tmp_path / "out"
     deadline = time.monotonic() + 10
     while not (out.exists() and out.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert out.read_text() == "['detach', 'db1', 'p', '--follow-up', '2.5'] True"
+    assert out.read_text() == "['detach', 'db1', 'p', '--follow-up', '2.5', '--call', 'c1'] True"

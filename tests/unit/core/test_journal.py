@@ -67,5 +67,15 @@ def test_it_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "efm.journal"
     path.write_bytes(b"x" * (LIMIT + 1))
     Journal(str(path), "c1").record("call")
+    assert not path.exists()
+    assert (tmp_path / "efm.journal.1").read_bytes().startswith(b"x" * (LIMIT + 1) + b'{"at"')
+    Journal(str(path), "c2").record("call")
     assert len(path.read_text().splitlines()) == 1
-    assert (tmp_path / "efm.journal.1").stat().st_size == LIMIT + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what another user may not write")
+def test_root_does_not_lock_out_the_owner_of_the_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12345)
+    path = tmp_path / "efm.journal"
+    Journal(str(path), "c1").record("call")
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)

@@ -10,6 +10,7 @@ from efm_lb.dispatch import Answer, Dispatcher
 from efm_lb.errors import NotInstalledError
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.probe import Probe
+from efm_lb.state import State
 from efm_lb.truth import Truth
 
 __all__ = ["Observation", "ask", "no_primary", "observe"]
@@ -28,9 +29,10 @@ def ask(configuration: Configuration) -> Truth:
     :raises NotInstalledError: there is no libpq on this host
     """
     try:
-        return Probe(configuration.probe, configuration.connect_timeout).truth(configuration.nodes)
+        truth = Probe(configuration.probe, configuration.connect_timeout).truth(configuration.nodes)
     except LibpqNotFoundError as error:
         raise NotInstalledError(str(error)) from None
+    return truth._replace(newest=State(configuration.state_dir, configuration.cluster).timeline)
 
 
 def no_primary(truth: Truth) -> str:
@@ -42,7 +44,7 @@ def no_primary(truth: Truth) -> str:
     for node in primaries:
         newer = truth.outdated(node)
         if newer:
-            return f"{node.name} is an old primary: {newer.node.name} is on timeline {newer.timeline}; stop {node.name}"
+            return f"{node.name} is an old primary: {newer}; stop {node.name}"
     return "no node is a primary"
 
 

@@ -1,0 +1,29 @@
+"""SIGTERM and SIGINT end a hook run with a line and an exit code, at any moment and only once."""
+
+from __future__ import annotations
+
+# The C functions behind `signal`, without the enumerations that it builds at import.
+from _signal import SIG_IGN, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+
+__all__ = ["Terminated", "ignore", "raise_terminated"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGINT came; whatever was being done is left to the next call."""
+
+
+def raise_terminated() -> None:
+    """From now on the first of the signals raises `Terminated` in the main thread; those after it are ignored."""
+    for number in (SIGTERM, SIGINT):
+        signal(number, _terminate)
+
+
+def ignore() -> None:
+    """From now on the run is as good as over: let it say so."""
+    for number in (SIGTERM, SIGINT):
+        signal(number, SIG_IGN)
+
+
+def _terminate(number: int, frame: object) -> None:
+    ignore()
+    raise Terminated

@@ -1,0 +1,71 @@
+"""What calls of one cluster on one host must know of each other: small files in the state directory.
+
+Nothing here is needed to drive a balancer, so a directory that cannot be written
+costs what the files would have told and nothing else; the journal's failure is the
+one that is reported.
+"""
+
+from __future__ import annotations
+
+import os
+
+from efm_lb.truth import Node
+
+__all__ = ["State"]
+
+
+class State:
+    """The newest call about each node, and the newest timeline that was seen.
+
+    :param directory: ``EFM_LB_STATE_DIR``
+    :param cluster: the cluster's name, a safe file name
+    """
+
+    def __init__(self, directory: str, cluster: str) -> None:
+        self._prefix = f"{directory}/{cluster}"
+
+    def announce(self, node: Node, call: str) -> None:
+        """Note that ``call`` is the newest about ``node``, before it waits for those that came earlier."""
+        self._write(self._call_file(node), call)
+
+    def superseded(self, node: Node, call: str) -> bool:
+        """Whether EFM has called about ``node`` again since ``call``: then its newer word counts, and not this one."""
+        newest = self._read(self._call_file(node))
+        return newest not in ("", call)
+
+    @property
+    def timeline(self) -> int:
+        """The newest timeline that any call on this host has seen a primary on, 0 when none has."""
+        text = self._read(f"{self._prefix}.timeline")
+        return int(text) if text.isascii() and text.isdigit() else 0
+
+    @timeline.setter
+    def timeline(self, timeline: int) -> None:
+        self._write(f"{self._prefix}.timeline", str(timeline))
+
+    def _call_file(self, node: Node) -> str:
+        return f"{self._prefix}.{node.name.replace('/', '_')}.call"
+
+    def _read(self, path: str) -> str:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return ""
+        try:
+            return os.read(descriptor, 200).decode("ascii", "replace").strip()
+        finally:
+            os.close(descriptor)
+
+    def _write(self, path: str, text: str) -> None:
+        """Put ``text`` in place of the file's content, whole or not at all."""
+        partial = f"{path}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(partial, flags, 0o644)
+            try:
+                os.write(descriptor, text.encode() + b"\n")
+            finally:
+                os.close(descriptor)
+            os.replace(partial, path)
+        except OSError:
+            return
