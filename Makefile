@@ -44,6 +44,8 @@ check: $(VENV)/installed
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/installed
+	command -v valgrind >/dev/null || $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq valgrind
+	$(PYTHON) -m compileall -q core adapters
 	$(PYTHON) benchmarks/bench.py
 
 clean:
