@@ -20,6 +20,8 @@ __all__ = ["Play", "open_play"]
 _ROLES = {True: "standby", False: "primary", None: "down"}
 _AFTERWARDS = 0.3
 """Seconds that the clients go on after a scenario, so that a late cut of their sessions is seen."""
+_QUIET = 1.2
+"""Seconds from one scenario to the next: pgpool rests for one after each change, and nodes do not fail that fast."""
 
 
 class Play:
@@ -47,6 +49,7 @@ class Play:
         self.clients = clients
         self.order = order
         self._patience = patience
+        self._quiet_since = 0.0
         self.efm = Efm(cluster, hooks, order, watch, deliberation)
 
     def scenario(self, scenario: Scenario) -> ScenarioResult:
@@ -54,13 +57,14 @@ class Play:
 
         :raises ServerError: a server did not do what it was told
         """
+        time.sleep(max(0.0, self._quiet_since + _QUIET - time.monotonic()))
         before = self.pool.show_pool_nodes()
         started = time.monotonic()
         steps = self.efm.play(scenario)
         wrong, settled = wait_right(self.cluster, self.pool, self.efm.untold, self._patience)
         self.clients.writer.wait_success(timeout=2)
         time.sleep(_AFTERWARDS)
-        ended = time.monotonic()
+        ended = self._quiet_since = time.monotonic()
         promoted = self.efm.promoted
         resumed = self.clients.writer.first_success(promoted) if promoted and promoted >= started else None
         return ScenarioResult(
