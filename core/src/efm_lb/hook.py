@@ -33,7 +33,7 @@ from efm_lb.probe import Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
-from efm_lb.state import State
+from efm_lb.state import State, new_call
 from efm_lb.truth import Truth
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
-
-
 SWITCH = 0.0005
 """Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
@@ -94,7 +92,7 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
 
 def _record(arguments: Arguments, configuration: Configuration, state: State) -> Report:
     """Act on a call, with the journal, the lock and the follow-up around it."""
-    number = arguments.call or f"{time.time_ns():x}-{os.getpid()}"
+    number = arguments.call or new_call()
     journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", number)
     journal.record(
         "call",

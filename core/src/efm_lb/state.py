@@ -8,10 +8,25 @@ one that is reported.
 from __future__ import annotations
 
 import os
+import time
 
 from efm_lb.truth import Node
 
-__all__ = ["State"]
+__all__ = ["State", "new_call"]
+
+
+def new_call() -> str:
+    """A name for a call of now; later calls on this host have later names."""
+    return f"{time.time_ns():x}-{os.getpid()}"
+
+
+def _moment(call: str) -> int:
+    """When a call was named, in ns; 0 for what is no name."""
+    moment = call.partition("-")[0]
+    try:
+        return int(moment, 16)
+    except ValueError:
+        return 0
 
 
 class State:
@@ -29,9 +44,11 @@ class State:
         self._write(self._call_file(node), call)
 
     def superseded(self, node: Node, call: str) -> bool:
-        """Whether EFM has called about ``node`` again since ``call``: then its newer word counts, and not this one."""
-        newest = self._read(self._call_file(node))
-        return newest not in ("", call)
+        """Whether EFM has called about ``node`` again since ``call``: then its newer word counts, and not this one.
+
+        An older call may still be noted where the newer one could not be: on a full disk.
+        """
+        return _moment(self._read(self._call_file(node))) > _moment(call)
 
     @property
     def timeline(self) -> int:

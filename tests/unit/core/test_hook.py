@@ -208,7 +208,7 @@ def test_of_two_calls_that_wait_the_newer_one_counts(world: World, run: Run) -> 
     """The lock gives no order: the older call yields, whichever gets it first."""
     from efm_lb.state import State
 
-    State(str(world.state_dir), "efm").announce(DB2, "newer")
+    State(str(world.state_dir), "efm").announce(DB2, f"{time.time_ns() + 10**9:x}-1")
     announce = State.announce
     try:
         State.announce = lambda *arguments: None  # type: ignore[method-assign]
