@@ -14,6 +14,7 @@ from unit.pgpool.pgpool_model import PgpoolModel
 
 NODES = tuple(Node(f"10.0.0.{n}", f"10.0.0.{n}", 5444) for n in (11, 12, 13))
 COMPLETE = b"CommandComplete\0"
+REACHES = {"x": Reach.REFUSED, "-": Reach.NO_RESPONSE}
 REFUSED = error("ERROR", "invalid degenerate backend request", "node id : 2 status: [3] is not valid for failover")
 
 
@@ -51,25 +52,37 @@ class Acting(Conversation):
 
 
 @pytest.fixture
-def model():
-    """Three healthy nodes, the first the primary; time passes for pgpool in a thread."""
-    model = PgpoolModel("Pss")
+def living():
+    """Makes models for which time passes in a thread; the first node is the primary."""
     stop = threading.Event()
+    threads = []
 
-    def work():
+    def work(model):
         while not stop.wait(0.01):
             model.work(0.1)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield model
+    def make(databases="Pss", later=None):
+        model = PgpoolModel(databases)
+        model.databases[:] = later or databases
+        threads.append(threading.Thread(target=work, args=(model,)))
+        threads[-1].start()
+        return model
+
+    yield make
     stop.set()
-    thread.join()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def model(living):
+    """Three healthy nodes, the first the primary."""
+    return living()
 
 
 def truth(letters):
     roles = {"P": Role.PRIMARY, "s": Role.STANDBY}
-    reach = [Reach.ACCEPTING if letter in roles else Reach.REFUSED for letter in letters]
+    reach = [Reach.ACCEPTING if letter in roles else REACHES[letter] for letter in letters]
     return Truth(tuple(map(NodeState, NODES, reach, map(roles.get, letters))))
 
 
@@ -164,28 +177,86 @@ def test_a_port_that_only_closes_costs_the_connect_timeout():
     assert time.monotonic() - started < 1.5
 
 
-def test_a_dead_member_is_passed_over_and_named(model):
-    with FakePgpool(acting := Acting(model)) as server:
-        outcome = run(Detach(NODES[2], truth("Pss")), dead := dead_member(), member_of(server))
-    assert outcome.result is Result.CHANGED
-    assert outcome.detail.endswith(f"not reached: {dead}")
+def test_a_dead_member_is_passed_over_and_owed(model):
+    dead = dead_member()
+    with (
+        FakePgpool(acting := Acting(model)) as server,
+        pytest.raises(TemporaryError, match=f"is detached; but cannot connect to {dead}"),
+    ):
+        run(Detach(NODES[2], truth("Pss")), dead, member_of(server))
     assert acting.commands == ["detach 2"]
+
+
+def test_a_member_that_hangs_costs_no_time_until_the_others_are_told(model):
+    told_at = []
+
+    def telling(connection):
+        acting(connection)
+        if acting.commands and not told_at:
+            told_at.append(time.monotonic())
+
+    acting = Acting(model)
+    with FakePgpool(lambda connection: connection.recv(1) and time.sleep(3)) as hung, FakePgpool(telling) as server:
+        started = time.monotonic()
+        with pytest.raises(TemporaryError, match=f"127.0.0.1:{hung.port} accepted the connection and did not answer"):
+            run(Detach(NODES[2], truth("Pss")), member_of(hung), member_of(server), seconds=3)
+    assert told_at[0] - started < 0.7
+
+
+def test_a_member_that_refuses_the_login_is_passed_over_and_owed(model):
+    refusing = Acting(PgpoolModel("Pss"))
+    refusing.answers[b"R"] = error("FATAL", 'authentication failed for user "pcpadm"')
+    with (
+        FakePgpool(refusing) as first,
+        FakePgpool(acting := Acting(model)) as second,
+        pytest.raises(TemporaryError, match=f"is detached; but 127.0.0.1:{first.port} refuses the login"),
+    ):
+        run(Detach(NODES[2], truth("Pss")), member_of(first), member_of(second))
+    assert acting.commands == ["detach 2"]
+
+
+def test_logins_that_all_members_refuse_are_permanent(model):
+    refusing = Acting(model)
+    refusing.answers[b"R"] = error("FATAL", 'authentication failed for user "pcpadm"')
+    with (
+        FakePgpool(refusing) as first,
+        FakePgpool(refusing) as second,
+        pytest.raises(PermanentError, match="refuses the login"),
+    ):
+        run(Detach(NODES[2], truth("Pss")), member_of(first), member_of(second))
+
+
+def test_a_silent_standby_that_had_to_go_is_owed(living):
+    model = living("Pss", later="xP-")
+    with (
+        FakePgpool(acting := Acting(model)) as server,
+        pytest.raises(TemporaryError, match=r"writes go to node 1 .*; but node 2 .* was silent and is detached"),
+    ):
+        run(Promote(NODES[1], truth("xP-")), member_of(server))
+    assert acting.commands == ["detach 2", "detach 0"]
+
+
+def test_a_silent_old_primary_is_not_owed(living):
+    model = living("Pss", later="-Ps")
+    with FakePgpool(acting := Acting(model)) as server:
+        assert run(Promote(NODES[1], truth("-Ps")), member_of(server)).result is Result.CHANGED
+    assert acting.commands == ["detach 0"]
 
 
 def test_a_command_goes_to_one_member_and_is_proven_on_all(model):
     with FakePgpool(one := Acting(model)) as first, FakePgpool(two := Acting(model)) as second:
         outcome = run(Detach(NODES[2], truth("Pss")), member_of(first), member_of(second))
     assert outcome.result is Result.CHANGED
-    assert (one.commands, two.commands) == (["detach 2"], [])
+    assert sorted([one.commands, two.commands]) == [[], ["detach 2"]]
+    assert one.requests
     assert two.requests
 
 
-def test_a_member_that_believes_otherwise_is_a_failure(model):
-    other = Acting(PgpoolModel("Pss"))
+def test_a_member_that_believes_otherwise_is_a_failure(living):
     with (
-        FakePgpool(Acting(model)) as first,
-        FakePgpool(other) as second,
-        pytest.raises(TemporaryError, match=f"127.0.0.1:{second.port} does not follow 127.0.0.1:{first.port}"),
+        FakePgpool(Acting(living())) as first,
+        FakePgpool(Acting(living())) as second,
+        pytest.raises(TemporaryError, match=r"does not follow 127\.0\.0\.1"),
     ):
         run(Detach(NODES[2], truth("Pss")), member_of(first), member_of(second), seconds=1)
 

@@ -22,11 +22,11 @@ from efm_lb_pgpool.steps import (
 
 NODES = tuple(Node(f"10.0.0.{n}", f"10.0.0.{n}", 5444) for n in (11, 12, 13))
 ROLES = {"P": Role.PRIMARY, "s": Role.STANDBY}
-REACHES = {"x": Reach.REFUSED, "-": Reach.NO_RESPONSE}
+REACHES = {"x": Reach.REFUSED, "-": Reach.NO_RESPONSE, "?": Reach.DENIED}
 
 
 def truth(letters):
-    """P: primary, s: standby, x: refuses, -: silent."""
+    """P: primary, s: standby, x: refuses, -: silent, ?: does not let the probe in."""
     return Truth(
         tuple(
             NodeState(node, REACHES.get(letter, Reach.ACCEPTING), ROLES.get(letter))
@@ -130,7 +130,17 @@ def test_a_search_that_an_attach_started_gets_time():
         ("xPs", "u u+ u", Origin.HOOK, "detach 0"),
         ("xPs", "q u+ u", Origin.HOOK, "detach 0"),  # a quarantine ends by itself
         ("xPs", "u+ u u", Origin.HOOK, "detach 0"),
-        ("xPs", "u+ d u", Origin.HOOK, "attach 1"),  # else it would find nothing
+        # the new one is detached, maybe on purpose: nothing is attached but by the promote that names it
+        ("xPs", "u+ d u", Origin.HOOK, "Defer"),
+        ("xPs", "u+ d u", Origin.FOLLOW_UP, "Ask"),
+        # the last one that answers
+        ("sxx", "u u+ u", Origin.HOOK, "Defer"),
+        ("sxs", "u u+ d", Origin.HOOK, "Defer"),
+        ("sxs", "u u+ d", Origin.FOLLOW_UP, "Defer"),
+        ("sxs", "u u+ d", Origin.OPERATOR, "detach 0"),
+        ("sxs", "u u+ u", Origin.HOOK, "detach 0"),
+        ("s?x", "u u+ u", Origin.HOOK, "detach 0"),  # refuses the probe's login, not everybody's
+        ("?xs", "u u+ d", Origin.HOOK, "Defer"),
         ("xP-", "u+ u u", Origin.HOOK, "detach 2"),
         ("xP-", "u u+ u", Origin.HOOK, "detach 0"),  # nothing is looked for
         ("xss", "u+ u u", Origin.HOOK, "Defer"),

@@ -213,6 +213,23 @@ def test_a_detach_blocks_pgpool_never_for_ever_unless_a_person_wants_it(case):
         assert not model.attached[run.target]
 
 
+@MANY
+@given(runs(Detach))
+def test_a_detach_never_leaves_pgpool_without_a_node_that_answers_unless_a_person_wants_it(case):
+    model, run = case
+    assume(run.event.origin is not Origin.OPERATOR)
+    answering = [i for i, state in enumerate(model.databases) if state in "Ps"]
+    assume(any(run.first[i].attached for i in answering))
+    assert any(model.attached[i] for i in answering)
+
+
+@MANY
+@given(runs(Detach))
+def test_a_detach_attaches_nothing(case):
+    _, run = case
+    assert all(command.verb == "detach" for command in run.memory.sent)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_primaries_are_left_as_they_are(kind):
     @MANY

@@ -6,7 +6,7 @@ from time import monotonic, sleep
 from typing import NamedTuple
 
 from efm_lb import Event, Outcome, PermanentError, TemporaryError
-from efm_lb_pgpool.members import Member, Members
+from efm_lb_pgpool.members import Member, Members, answers
 from efm_lb_pgpool.pcp import Refusal, Session
 from efm_lb_pgpool.steps import Ask, Command, Defer, Done, Fail, Memory, Step, Wait, next_step, observed, sent
 
@@ -55,10 +55,12 @@ def drive(event: Event, members: Members, deadline: float) -> Outcome:
         wrong = f"{step} is not done" if isinstance(step, Command | Ask) else step.why
         parts = (f"{did} was sent, but" if did else "", wrong, f"({problem})" if problem else "")
         raise TemporaryError(" ".join(part for part in parts if part))
-    absent = _prove_on_others(event, members, memory, limit)
-    parts = (did, step.detail, f"not reached: {', '.join(map(str, absent))}" if absent else "")
-    detail = "; ".join(part for part in parts if part)
-    return Outcome.changed(detail) if did else Outcome.unchanged(detail)
+    done = f"{did}; {step.detail}" if did else step.detail
+    unproven = _prove_on_others(event, members, memory, limit)
+    owed = [*unproven, step.owed] if step.owed else unproven
+    if owed:
+        raise TemporaryError(f"{done}; but {'; '.join(owed)}")
+    return Outcome.changed(done) if did else Outcome.unchanged(done)
 
 
 def begin(event: Event, members: Members, deadline: float) -> tuple[Step, Memory]:
@@ -174,26 +176,26 @@ def _demand_watchdog(member: Member, limit: float) -> None:
             )
 
 
-def _prove_on_others(event: Event, members: Members, memory: Memory, limit: float) -> list[Member]:
+def _prove_on_others(event: Event, members: Members, memory: Memory, limit: float) -> list[str]:
     """Wait until every other member believes the same.
 
-    A member that does not answer is no failure: it takes the leader's state when it comes back.
-
-    :return: the members that do not answer
-    :raises TemporaryError: one believes something else
+    :return: what is wrong with those that do not, or do not say; clients may still be served by them
     """
-    absent = []
-    for member in members.others:
-        while True:
-            try:
-                backends = member.nodes(limit).backends
-            except TemporaryError:
-                absent.append(member)
-                break
-            step = next_step(event, backends, memory)
-            if isinstance(step, Done):
-                break
-            if monotonic() + _LONGEST_PAUSE >= limit:
-                raise TemporaryError(f"{member} does not follow {members.current}: {step}")
-            sleep(_LONGEST_PAUSE)
-    return absent
+    told = members.current
+    proofs = answers(members.others, lambda member: _prove(event, member, told, memory, limit), limit)
+    return sorted(str(proof) for _, proof in proofs if isinstance(proof, Exception))
+
+
+def _prove(event: Event, member: Member, told: Member, memory: Memory, limit: float) -> None:
+    """Wait until ``member`` believes what ``told``, to which the commands went, does.
+
+    :raises TemporaryError: it does not in time, or does not answer
+    :raises PermanentError: it refuses the login
+    """
+    while True:
+        step = next_step(event, member.nodes(limit).backends, memory)
+        if isinstance(step, Done):
+            return
+        if monotonic() + _LONGEST_PAUSE >= limit:
+            raise TemporaryError(f"{member} does not follow {told}: {step}")
+        sleep(_LONGEST_PAUSE)

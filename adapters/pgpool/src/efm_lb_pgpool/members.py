@@ -7,15 +7,19 @@ carried out by the leader and copied to all.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from _queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator, Mapping
+from threading import Thread
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from efm_lb import Balancer, PermanentError, TemporaryError
 from efm_lb_pgpool import passfile
 from efm_lb_pgpool.pcp import Interrupted, Nodes, Server, Session, connect
 
-__all__ = ["Member", "Members", "members_of", "server_of"]
+__all__ = ["Member", "Members", "answers", "members_of", "server_of"]
+
+T = TypeVar("T")
 
 _RETRY_PAUSE = 0.05
 """Seconds before asking again after a broken connection."""
@@ -74,27 +78,68 @@ class Members:
     def __init__(self, members: tuple[Member, ...]) -> None:
         self.all = members
         self.current = members[0]
+        self._chosen = False
 
     @property
     def others(self) -> tuple[Member, ...]:
         return tuple(member for member in self.all if member is not self.current)
 
     def nodes(self, deadline: float) -> Nodes:
-        """All backends as the current member sees them, or else the next one that answers.
+        """All backends as the current member sees them, or else as the first of the others to answer.
 
         :raises TemporaryError: none answers
-        :raises PermanentError: a login was refused
+        :raises PermanentError: every login was refused
         """
-        problems = []
-        for member in (self.current, *self.others):
+        if self._chosen or len(self.all) == 1:
             try:
-                nodes = member.nodes(deadline)
-            except TemporaryError as error:
-                problems.append(str(error))
-            else:
-                self.current = member
-                return nodes
-        raise TemporaryError("; ".join(problems))
+                return self.current.nodes(deadline)
+            except (TemporaryError, PermanentError) as error:
+                problems: list[TemporaryError | PermanentError] = [error]
+        else:
+            problems = []
+        # All at once: the host of the failed database often is that of a pgpool too, and must not be waited for.
+        candidates = self.others if problems else self.all
+        for member, nodes in answers(candidates, lambda member: member.nodes(deadline), deadline):
+            if not isinstance(nodes, Nodes):
+                problems.append(nodes)
+                continue
+            self.current = member
+            self._chosen = True
+            return nodes
+        refused = all(isinstance(problem, PermanentError) for problem in problems)
+        raise (PermanentError if refused else TemporaryError)("; ".join(map(str, problems)))
+
+
+def answers(
+    members: tuple[Member, ...], ask: Callable[[Member], T], deadline: float
+) -> Iterator[tuple[Member, T | TemporaryError | PermanentError]]:
+    """Ask members at the same time.
+
+    :param ask: what to do with each; it has until ``deadline``, by ``time.monotonic()``
+    :return: what each returned or raised, as it comes in; a TemporaryError for one that is not back in time
+    """
+    news: SimpleQueue[tuple[Member, T | Exception]] = SimpleQueue()
+
+    def run(member: Member) -> None:
+        try:
+            news.put((member, ask(member)))
+        except Exception as error:  # whatever it is, it belongs to the thread that waits
+            news.put((member, error))
+
+    for member in members:
+        Thread(target=run, args=(member,), name=str(member), daemon=True).start()
+    missing = list(members)
+    while missing:
+        try:
+            member, answer = news.get(timeout=max(0.0, deadline - monotonic()))
+        except Empty:
+            break
+        missing.remove(member)
+        if isinstance(answer, Exception) and not isinstance(answer, TemporaryError | PermanentError):
+            raise answer
+        yield member, answer
+    for member in missing:
+        yield member, TemporaryError(f"{member} did not answer in time")
 
 
 def members_of(balancer: Balancer, environment: Mapping[str, str] = os.environ) -> Members:

@@ -334,7 +334,11 @@ def _open(server: Server, limit: float) -> _socket.socket:
         if share <= 0:
             problem = "time is up"
             break
-        connection = _socket.socket(family, _socket.SOCK_STREAM)
+        try:
+            connection = _socket.socket(family, _socket.SOCK_STREAM)
+        except OSError as error:  # such as an address of a family that this kernel does not have
+            problem = error.strerror or str(error)
+            continue
         try:
             connection.settimeout(share)
             connection.connect(address)

@@ -73,9 +73,13 @@ class Wait(NamedTuple):
 
 
 class Done(NamedTuple):
-    """pgpool is as the event wants it."""
+    """pgpool is as the event wants it.
+
+    :param owed: what was given up for it and no call of EFM's will bring back, in words; empty when nothing
+    """
 
     detail: str
+    owed: str = ""
 
 
 class Defer(NamedTuple):
@@ -234,7 +238,9 @@ def _promote(event: Promote, target: Backend, backends: tuple[Backend, ...], mem
         return Fail(f"{event.node.address} is not proven to be the only primary")
     if target.is_primary and target.attached:
         thrown_out = _put_back(event, backends, memory)
-        return _answerable(thrown_out, truth, backends) if thrown_out else Done(f"writes go to node {target}")
+        if thrown_out:
+            return _answerable(thrown_out, truth, backends)
+        return Done(f"writes go to node {target}", _given_up(truth, backends, memory))
     if not target.attached:
         return _answerable(Command("attach", target), truth, backends)
     primary = primary_of(backends)
@@ -267,6 +273,21 @@ def _put_back(event: Promote, backends: tuple[Backend, ...], memory: Memory) -> 
     return None
 
 
+def _given_up(truth: Truth, backends: tuple[Backend, ...], memory: Memory) -> str:
+    """Standbys that were detached because they were silent: EFM may not have seen that, and then attaches none."""
+    old = primary_of(memory.first)
+    out = {command.backend.id for command in memory.sent if command.verb == "detach"} - {old.id if old else None}
+    silent = [
+        f"{backend} was silent and is detached: efm-lb attach {state.node.name} s when it answers"
+        for state in truth.states
+        if state.reach is Reach.NO_RESPONSE
+        and (backend := backend_of(state.node, backends))
+        and backend.detached
+        and backend.id in out
+    ]
+    return "; ".join(f"node {words}" for words in silent)
+
+
 def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
     truth = event.truth
     other = truth.primary if truth.primary != event.node else None
@@ -275,19 +296,33 @@ def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memor
         if memory.sent and _searched(memory, target) and successor and not successor.is_primary:
             return Wait(f"node {target} is detached, but pgpool has not found its primary, node {successor}")
         return Done(f"node {target} is detached")
+    if _is_last_answering(event, target, backends):
+        why = f"node {target} is the last one of this pgpool's attached nodes that answers"
+        return Defer(why, HOLD if event.origin is Origin.HOOK else None)
     primary = primary_of(backends)
     if primary and primary.id != target.id:
         return Command("detach", target)
     # from here on, pgpool will look for a primary
     if len(truth.primaries) > 1:
         return Fail(f"{_names(truth.primaries)} are both writable: pgpool would choose one by its node id")
-    if successor is None or (not successor.attached and _silent(truth, backends, successor)):
+    # One that is detached may be so on purpose: bringing it back is for the promote that names it.
+    if successor is None or not successor.attached:
         return _detach_blocks(event, target, backends, memory)
-    if not successor.attached:
-        return Command("attach", successor)
-    if _is_settling(memory):
-        return Wait(f"pgpool has not found its primary, node {successor}")
     return _answerable(Command("detach", target), truth, backends)
+
+
+def _is_last_answering(event: Detach, target: Backend, backends: tuple[Backend, ...]) -> bool:
+    """Whether nobody would be served without ``target``; an operator may want that all the same."""
+    if event.origin is Origin.OPERATOR:
+        return False
+    answering = [
+        backend.id
+        for state in event.truth.states
+        if state.reach in (Reach.ACCEPTING, Reach.DENIED)
+        and (backend := backend_of(state.node, backends))
+        and backend.attached
+    ]
+    return answering == [target.id]
 
 
 def _searched(memory: Memory, target: Backend) -> bool:

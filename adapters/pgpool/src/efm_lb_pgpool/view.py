@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from efm_lb import Node, NodeView, TemporaryError, View
-from efm_lb_pgpool.members import Member, Members
+from efm_lb import Node, NodeView, View
+from efm_lb_pgpool.members import Member, Members, answers
 from efm_lb_pgpool.node_info import Backend
+from efm_lb_pgpool.pcp import Nodes
 from efm_lb_pgpool.steps import backend_of
 
 __all__ = ["view", "view_of"]
@@ -17,12 +18,9 @@ def view(nodes: tuple[Node, ...], members: Members, deadline: float) -> View:
     :raises PermanentError: a login was refused
     """
     backends = members.nodes(deadline).backends
-    others = {}
-    for member in members.others:
-        try:
-            others[member] = member.nodes(deadline).backends
-        except TemporaryError:
-            others[member] = ()
+    answered = dict(answers(members.others, lambda member: member.nodes(deadline), deadline))
+    said = {member: answered[member] for member in members.others}
+    others = {member: answer.backends if isinstance(answer, Nodes) else () for member, answer in said.items()}
     return view_of(nodes, backends, others)
 
 
