@@ -109,9 +109,9 @@ class Dispatcher:
         answers = self._call("efm_lb_view", deadline, nodes=nodes)
         return {name: self._typed(answer, View, name) for name, (answer, _) in answers}
 
-    def findings(self, truth: Truth, deadline: float) -> dict[str, Answer]:
+    def findings(self, truth: Truth, log_in: Callable[[str, str], Truth], deadline: float) -> dict[str, Answer]:
         """What ``efm-lb check`` finds at every balancer, as a tuple of `Finding` per balancer."""
-        answers = self._call("efm_lb_check", deadline, collect=_findings, truth=truth)
+        answers = self._call("efm_lb_check", deadline, collect=_findings, truth=truth, log_in=log_in)
         return {name: answer for name, (answer, _) in answers}
 
     def _call(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from efm_lb.balancers import Balancer
     from efm_lb.events import Attach, Detach, Event, Promote
@@ -198,13 +198,17 @@ def efm_lb_view(nodes: tuple[Node, ...], balancer: Balancer, deadline: float) ->
 
 
 @_spec(firstresult=True)
-def efm_lb_check(truth: Truth, balancer: Balancer, deadline: float) -> Iterable[Finding]:  # type: ignore[empty-body]
+def efm_lb_check(  # type: ignore[empty-body]
+    truth: Truth, balancer: Balancer, log_in: Callable[[str, str], Truth], deadline: float
+) -> Iterable[Finding]:
     """Look for what will go wrong on the day, and change nothing: ``efm-lb check``.
 
     Reports settings of the balancer that fight an external manager, missing rights,
     nodes that it does not know. A balancer that does not answer is a finding too.
 
     :param truth: what the databases say now
+    :param log_in: what they say to another role: ``log_in(user, dbname)`` asks all nodes from this host, with the
+        password file and the TLS settings of EFM_LB_PROBE; it takes up to ``balancer.connect_timeout``
     :return: findings, the good ones as well
     :raises TemporaryError: the balancer did not answer
     :raises PermanentError: it will not tell

@@ -7,7 +7,22 @@ from collections.abc import Callable
 
 import pytest
 
-from efm_lb import Attach, Balancer, Detach, Node, NodeState, Origin, Outcome, Promote, Reach, Role, Truth, View
+from efm_lb import (
+    Attach,
+    Balancer,
+    Detach,
+    Finding,
+    Node,
+    NodeState,
+    Origin,
+    Outcome,
+    Promote,
+    Reach,
+    Role,
+    Truth,
+    View,
+)
+from efm_lb.probe import Probe
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb_pgpool import adapter
@@ -54,6 +69,16 @@ class Manager:
 
     def view(self) -> View:
         return adapter.efm_lb_view(self.nodes, self.balancer, time.monotonic() + 5)
+
+    def check(self) -> list[Finding]:
+        return list(
+            adapter.efm_lb_check(
+                self.truth(),
+                self.balancer,
+                lambda user, dbname: Probe({"user": user, "dbname": dbname}, timeout=1).truth(self.nodes),
+                time.monotonic() + 5,
+            )
+        )
 
     def belief(self) -> str:
         """Per node ``+`` attached or ``-`` detached, and P where writes go: ``P+ + -``."""

@@ -11,7 +11,6 @@ import pytest
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.stage import free_port
-from efm_lb_pgpool import adapter
 from efm_lb_pgpool.members import members_of
 
 HOST = "127.0.0.1"
@@ -74,7 +73,7 @@ def test_a_watchdog_cluster(watchdog_cluster, manage, cluster):
     for single in singles:
         wait_for(single, ["LEADER", "STANDBY", "STANDBY"])
 
-    findings = list(adapter.efm_lb_check(manager.truth(), manager.balancer, time.monotonic() + 5))
+    findings = manager.check()
     assert [f for f in findings if f.severity is not Severity.OK] == []
 
     # a command to one, proven on all

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from efm_lb import Balancer, Node, NodeState, PermanentError, Reach, Role, Severity, TemporaryError, Truth
-from efm_lb_pgpool.check import SETTINGS, check, of_backends, of_settings, of_watchdog
+from efm_lb_pgpool.check import SETTINGS, check, of_backends, of_settings, of_sr_check_user, of_watchdog
 from efm_lb_pgpool.node_info import PRIMARY, STANDBY, Backend
 
 NODES = tuple(Node(f"10.0.0.{n}", f"10.0.0.{n}", 5444) for n in (11, 12, 13))
@@ -131,6 +131,35 @@ def test_an_ancient_pgpool():
     assert finding.subject == "version"
 
 
+def answered(reach, detail=""):
+    """The truth as it is told to pgpool's role; the second node answers like this."""
+    first, second, third = HEALTHY.states
+    return Truth((first, second._replace(reach=reach, role=None, detail=detail), third))
+
+
+def test_a_role_that_can_log_in_everywhere():
+    for truth in (HEALTHY, answered(Reach.REFUSED)):
+        (finding,) = of_sr_check_user("pgpool", truth)
+        assert finding.severity is Severity.OK
+
+
+@pytest.mark.parametrize(
+    ("detail", "severity"),
+    [
+        ('FATAL:  28P01: password authentication failed for user "pgpool"', Severity.ERROR),
+        ('FATAL:  28000: role "pgpool" is not permitted to log in', Severity.ERROR),
+        ('FATAL:  3D000: database "x" does not exist', Severity.ERROR),
+        ('FATAL:  28000: no pg_hba.conf entry for host "10.0.0.1"', Severity.WARNING),
+        ("fe_sendauth: no password supplied", Severity.WARNING),
+    ],
+)
+def test_a_role_that_cannot_log_in(detail, severity):
+    (finding,) = of_sr_check_user("pgpool", answered(Reach.DENIED, detail))
+    assert finding.severity is severity
+    assert NODES[1].address in finding.detail
+    assert detail in finding.detail
+
+
 def watchdog(*states, quorum=1):
     nodes = [{"NodeName": f"pool{i}", "StateName": state} for i, state in enumerate(states)]
     return json.dumps({"QuorumStatus": quorum, "WatchdogNodes": nodes})
@@ -162,8 +191,8 @@ def test_what_does_not_answer_or_cannot_be_logged_in_to(tmp_path):
     settings = {"host": ["127.0.0.1:1"], "user": "pcp", "passfile": str(tmp_path / "pcppass")}
     balancer = Balancer("pool1", "pgpool", settings)
     with pytest.raises(PermanentError, match="cannot be read"):
-        check(HEALTHY, balancer, 1e9)
+        check(HEALTHY, balancer, lambda *_: HEALTHY, 1e9)
     (tmp_path / "pcppass").touch(mode=0o600)
     (tmp_path / "pcppass").write_text("*:*:*:secret\n")
     with pytest.raises(TemporaryError, match="Connection refused"):
-        check(HEALTHY, balancer, 1e9)
+        check(HEALTHY, balancer, lambda *_: HEALTHY, 1e9)

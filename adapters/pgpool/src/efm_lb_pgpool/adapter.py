@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from efm_lb import Attach, Balancer, Detach, Event, Node, Outcome, Promote, Truth, hookimpl
@@ -82,7 +82,9 @@ def efm_lb_view(nodes: tuple[Node, ...], balancer: Balancer, deadline: float) ->
 
 
 @hookimpl
-def efm_lb_check(truth: Truth, balancer: Balancer, deadline: float) -> Iterable[Finding]:
+def efm_lb_check(
+    truth: Truth, balancer: Balancer, log_in: Callable[[str, str], Truth], deadline: float
+) -> Iterable[Finding]:
     from efm_lb_pgpool.check import check
 
-    return check(truth, balancer, deadline)
+    return check(truth, balancer, log_in, deadline)

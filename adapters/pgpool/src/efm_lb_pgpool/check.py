@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from efm_lb import Balancer, Finding, Node, PermanentError, Severity, TemporaryError, Truth
+from efm_lb import Balancer, Finding, Node, PermanentError, Reach, Severity, TemporaryError, Truth
 from efm_lb_pgpool.members import Member, members_of
 from efm_lb_pgpool.node_info import Backend
 from efm_lb_pgpool.steps import backend_of, primary_of
 
-__all__ = ["SETTINGS", "Rule", "check", "of_backends", "of_settings", "of_watchdog"]
+__all__ = ["SETTINGS", "Rule", "check", "of_backends", "of_settings", "of_sr_check_user", "of_watchdog"]
 
 
 class Rule(NamedTuple):
@@ -144,9 +144,10 @@ _ALWAYS_THERE = "failover_on_backend_shutdown"
 """Where this setting is missing, what it switches off is always on: pgpool 4.2 and older."""
 
 
-def check(truth: Truth, balancer: Balancer, deadline: float) -> list[Finding]:
+def check(truth: Truth, balancer: Balancer, log_in: Callable[[str, str], Truth], deadline: float) -> list[Finding]:
     """All findings about one balancer. Of several members, one that does not answer is a finding too.
 
+    :param log_in: asks all databases as the role and in the database that it is given
     :param deadline: by ``time.monotonic()``
     :raises TemporaryError: no member answers
     :raises PermanentError: none can be logged in to
@@ -168,6 +169,10 @@ def check(truth: Truth, balancer: Balancer, deadline: float) -> list[Finding]:
         findings += of_settings(settings)
         findings += of_backends(truth, backends, settings)
         findings += of_watchdog(member, len(members), watchdog)
+        user = settings.get("sr_check_user")
+        if user:
+            # without sr_check_database pgpool takes postgres
+            findings += of_sr_check_user(user, log_in(user, settings.get("sr_check_database") or "postgres"))
     if len(problems) == len(members):
         raise problems[0]
     return findings
@@ -257,6 +262,32 @@ def _of_primary(
         yield Finding(Severity.ERROR, "primary", detail, f"efm-lb attach {primary.name} p")
     else:
         yield Finding(Severity.OK, "primary", f"is {primary.address}, for pgpool too")
+
+
+_WRONG_ROLE = ("28P01", "28000", "3D000")
+"""SQLSTATEs: wrong password, no such role or one without LOGIN, no such database."""
+
+
+def of_sr_check_user(user: str, truth: Truth) -> Iterator[Finding]:
+    """Judge whether the role that pgpool looks for its primary with can log in to every node. Pure.
+
+    PCP does not tell: its node info shows what this role sees only while health checks are on.
+
+    :param truth: what the databases said to this role, from this host
+    """
+    denied = [state for state in truth.states if state.reach is Reach.DENIED]
+    for state in denied:
+        # a missing password is libpq's own finding, without an SQLSTATE; and pgpool's host has its own pg_hba.conf line
+        proven = any(code in state.detail for code in _WRONG_ROLE) and "pg_hba.conf" not in state.detail
+        if not proven:
+            detail = f"whether {user} can log in to {state.node.address} cannot be tried from here: {state.detail}"
+            remedy = "try it on pgpool's host, or put the role's password into EFM_LB_PROBE__PASSFILE"
+        else:
+            detail = f"{user} cannot log in to {state.node.address}, so pgpool finds no primary there: {state.detail}"
+            remedy = "correct sr_check_user, sr_check_database, their password or the role"
+        yield Finding(Severity.ERROR if proven else Severity.WARNING, "sr_check_user", detail, remedy)
+    if not denied and any(state.reach is Reach.ACCEPTING for state in truth.states):
+        yield Finding(Severity.OK, "sr_check_user", f"{user} can log in to every node that is up")
 
 
 def of_watchdog(member: Member, configured: int, document: str | None) -> Iterator[Finding]:
