@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -14,6 +15,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and argv[0] in HOOKS and "--help" not in argv and "-h" not in argv:
         signals.raise_terminated()
+        gc.disable()  # looking for garbage is a tenth of the start-up's work, and the process ends in a moment
         from efm_lb.hook import main as hook
 
         # A hung adapter's thread must not keep the process alive, nor anything be torn down at leisure.

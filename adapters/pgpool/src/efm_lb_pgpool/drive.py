@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from efm_lb import Event, Outcome, PermanentError, TemporaryError
 from efm_lb_pgpool.members import Member, Members, answers
+from efm_lb_pgpool.node_info import Backend
 from efm_lb_pgpool.pcp import Refusal, Session
 from efm_lb_pgpool.steps import Ask, Command, Defer, Done, Fail, Memory, Step, Wait, next_step, observed, sent
 
@@ -37,7 +38,8 @@ class _Halt(NamedTuple):
 def drive(event: Event, members: Members, deadline: float) -> Outcome:
     """Bring the pgpools in line with ``event``.
 
-    Every look and every command has a connection of its own, closed before anything is waited for.
+    Every look has a connection of its own, and a command that follows uses the same one; it is closed before anything
+    is waited for.
 
     :param deadline: by ``time.monotonic()``
     :return: changed, unchanged or deferred
@@ -65,77 +67,87 @@ def drive(event: Event, members: Members, deadline: float) -> Outcome:
 
 def begin(event: Event, members: Members, deadline: float) -> tuple[Step, Memory]:
     """The first step, with nothing sent. Raises as `drive`."""
-    nodes = members.nodes(deadline)
+    nodes, session = members.look(deadline)
+    with session:
+        return _first_step(event, members, nodes.backends, session)
+
+
+def _first_step(event: Event, members: Members, backends: tuple[Backend, ...], session: Session) -> tuple[Step, Memory]:
     if len(members.all) > 1:
-        _demand_watchdog(members.current, deadline)
-    memory = Memory(nodes.backends)
-    step = next_step(event, nodes.backends, memory)
+        _demand_watchdog(members.current, session)
+    memory = Memory(backends)
+    step = next_step(event, backends, memory)
     if isinstance(step, Ask):
-        memory = memory._replace(search_timeout=_setting(members.current, step.setting, deadline))
-        step = next_step(event, nodes.backends, memory)
+        memory = memory._replace(search_timeout=_setting(step.setting, session))
+        step = next_step(event, backends, memory)
     return step, memory
 
 
 def _run(event: Event, members: Members, limit: float) -> _Halt:
-    step, memory = begin(event, members, limit)
+    nodes, session = members.look(limit)
+    memory: Memory | None = None
     sent_at = monotonic()
     pause = _FIRST_PAUSE
     problem = ""
     refusals = 0
-    while not isinstance(step, Done | Defer | Fail):
-        if isinstance(step, Command):
+    while True:
+        # A command follows on the connection that gave the reason for it; before anything is waited for it is closed.
+        with session:
+            if memory is None:
+                step, memory = _first_step(event, members, nodes.backends, session)
+            else:
+                memory = observed(memory._replace(quiet=monotonic() - sent_at), nodes.backends)
+                step = next_step(event, nodes.backends, memory)
+            if isinstance(step, Command):
+                try:
+                    refusal = _send(step, session, nodes.since_4_3)
+                except TemporaryError as error:
+                    problem = str(error)
+                else:
+                    if refusal:
+                        problem = refusal
+                        if _is_passing(refusal):
+                            pause = _CANCELLED_PAUSE
+                        else:
+                            refusals += 1
+                    else:
+                        memory = sent(memory, step)
+                        sent_at = monotonic()
+                        pause = _FIRST_PAUSE
+        while True:
+            if isinstance(step, Done | Defer | Fail) or refusals == _MAX_REFUSALS or monotonic() + pause >= limit:
+                return _Halt(step, memory, problem)
+            sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
             try:
-                refusal = _send(step, members.current, limit)
+                nodes, session = members.look(limit)
+                break
             except TemporaryError as error:
                 problem = str(error)
-            else:
-                if refusal:
-                    problem = refusal
-                    if _is_passing(refusal):
-                        pause = _CANCELLED_PAUSE
-                    else:
-                        refusals += 1
-                else:
-                    memory = sent(memory, step)
-                    sent_at = monotonic()
-                    pause = _FIRST_PAUSE
-        if refusals == _MAX_REFUSALS or monotonic() + pause >= limit:
-            break
-        sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
-        try:
-            backends = members.nodes(limit).backends
-        except TemporaryError as error:
-            problem = str(error)
-            step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
-            continue
-        memory = observed(memory._replace(quiet=monotonic() - sent_at), backends)
-        step = next_step(event, backends, memory)
-    return _Halt(step, memory, problem)
+                step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
 
 
-def _send(command: Command, member: Member, limit: float) -> str:
-    """Send a command on a connection of its own.
+def _send(command: Command, session: Session, since_4_3: bool) -> str:
+    """Send a command.
 
     :return: why pgpool did not take it, or empty when it did, or may have
     :raises TemporaryError: it was certainly not sent
     :raises PermanentError: pgpool's configuration forbids it
     """
-    with member.session(limit) as session:
-        # what a reply hides is only in the log: a promote that does nothing is answered like any other
-        session.want_log()
-        try:
-            _request(command, session, member.since_4_3)
-        except Refusal as refusal:
-            text = str(refusal.notice)
-            if "disallowed" in text:
-                raise PermanentError(f"{command}: {text}; backend_flag must be ALLOW_TO_FAILOVER") from None
-            if "pgpool mode" in text:
-                raise PermanentError(f"{command}: {text}") from None
-            return text
-        except TemporaryError:
-            return ""
-        return next((str(notice) for notice in session.notices if _denies(notice.message)), "")
+    # what a reply hides is only in the log: a promote that does nothing is answered like any other
+    session.want_log()
+    try:
+        _request(command, session, since_4_3)
+    except Refusal as refusal:
+        text = str(refusal.notice)
+        if "disallowed" in text:
+            raise PermanentError(f"{command}: {text}; backend_flag must be ALLOW_TO_FAILOVER") from None
+        if "pgpool mode" in text:
+            raise PermanentError(f"{command}: {text}") from None
+        return text
+    except TemporaryError:
+        return ""
+    return next((str(notice) for notice in session.notices if _denies(notice.message)), "")
 
 
 def _request(command: Command, session: Session, since_4_3: bool) -> None:
@@ -158,22 +170,20 @@ def _denies(message: str) -> bool:
     return any(words in message for words in ("is canceled", "not valid", "not in stable state"))
 
 
-def _setting(member: Member, name: str, limit: float) -> int:
+def _setting(name: str, session: Session) -> int:
     """A setting of pgpool in seconds; 0 when it does not say."""
-    with member.session(limit) as session:
-        try:
-            return int(session.settings().get(name, "0"))
-        except (Refusal, ValueError):
-            return 0
+    try:
+        return int(session.settings().get(name, "0"))
+    except (Refusal, ValueError):
+        return 0
 
 
-def _demand_watchdog(member: Member, limit: float) -> None:
+def _demand_watchdog(member: Member, session: Session) -> None:
     """Several pgpools without a watchdog know nothing of each other: a command to one would leave the rest wrong."""
-    with member.session(limit) as session:
-        if session.watchdog() is None:
-            raise PermanentError(
-                f"HOST lists several pgpools, but {member} runs without watchdog: make each a balancer of its own"
-            )
+    if session.watchdog() is None:
+        raise PermanentError(
+            f"HOST lists several pgpools, but {member} runs without watchdog: make each a balancer of its own"
+        )
 
 
 def _prove_on_others(event: Event, members: Members, memory: Memory, limit: float) -> list[str]:

@@ -43,7 +43,13 @@ class Member:
         return connect(self.server, self._user, self._password, deadline, self._connect_timeout)
 
     def nodes(self, deadline: float) -> Nodes:
-        """All backends.
+        """All backends. Raises as `look`."""
+        nodes, session = self.look(deadline)
+        session.close()
+        return nodes
+
+    def look(self, deadline: float) -> tuple[Nodes, Session]:
+        """All backends, and the session that told them: to send at once what follows from it, or to close.
 
         A connection that breaks is tried anew for as long as a connect may take: pgpool restarts its PCP listener
         after every state change. No answer may take more than half of what is left, because pgpool can announce
@@ -56,14 +62,20 @@ class Member:
         while True:
             now = monotonic()
             try:
-                with self.session(min(deadline, now + max((deadline - now) / 2, self._connect_timeout))) as session:
+                session = self.session(min(deadline, now + max((deadline - now) / 2, self._connect_timeout)))
+                try:
                     nodes = session.nodes(self.since_4_3)
-                self.since_4_3 = nodes.since_4_3
-                return nodes
+                except BaseException:
+                    session.close()
+                    raise
             except Interrupted:
                 if monotonic() + _RETRY_PAUSE >= give_up:
                     raise
                 sleep(_RETRY_PAUSE)
+            else:
+                self.since_4_3 = nodes.since_4_3
+                session.deadline = deadline
+                return nodes, session
 
     def __str__(self) -> str:
         return str(self.server)
@@ -85,29 +97,45 @@ class Members:
         return tuple(member for member in self.all if member is not self.current)
 
     def nodes(self, deadline: float) -> Nodes:
+        """All backends. Raises as `look`."""
+        nodes, session = self.look(deadline)
+        session.close()
+        return nodes
+
+    def look(self, deadline: float) -> tuple[Nodes, Session]:
         """All backends as the current member sees them, or else as the first of the others to answer.
 
+        :return: as `Member.look`
         :raises TemporaryError: none answers
         :raises PermanentError: every login was refused
         """
+        problems: list[TemporaryError | PermanentError] = []
+        candidates = self.all
         if self._chosen or len(self.all) == 1:
             try:
-                return self.current.nodes(deadline)
+                return self.current.look(deadline)
             except (TemporaryError, PermanentError) as error:
-                problems: list[TemporaryError | PermanentError] = [error]
-        else:
-            problems = []
-        # All at once: the host of the failed database often is that of a pgpool too, and must not be waited for.
-        candidates = self.others if problems else self.all
-        for member, nodes in answers(candidates, lambda member: member.nodes(deadline), deadline):
-            if not isinstance(nodes, Nodes):
-                problems.append(nodes)
-                continue
-            self.current = member
-            self._chosen = True
-            return nodes
+                problems.append(error)
+            candidates = self.others
+        if self._choose(candidates, problems, deadline):
+            return self.current.look(deadline)
         refused = all(isinstance(problem, PermanentError) for problem in problems)
         raise (PermanentError if refused else TemporaryError)("; ".join(map(str, problems)))
+
+    def _choose(
+        self, candidates: tuple[Member, ...], problems: list[TemporaryError | PermanentError], deadline: float
+    ) -> bool:
+        """Make the first member that answers the current one.
+
+        All are asked at once: the host of the failed database often is that of a pgpool too, and is not waited for.
+        """
+        for member, nodes in answers(candidates, lambda member: member.nodes(deadline), deadline):
+            if isinstance(nodes, Nodes):
+                self.current = member
+                self._chosen = True
+                return True
+            problems.append(nodes)
+        return False
 
 
 def answers(
