@@ -14,6 +14,7 @@ from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
+    from efm_lb.connection import Connection, ConnectionFailed, Reply, StatementFailed
     from efm_lb.hookspecs import hookimpl
     from efm_lb.views import Finding, NodeView, Severity, View
 
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Attach",
     "Balancer",
+    "Connection",
+    "ConnectionFailed",
     "Detach",
     "Event",
     "Finding",
@@ -33,9 +36,11 @@ __all__ = [
     "PermanentError",
     "Promote",
     "Reach",
+    "Reply",
     "Result",
     "Role",
     "Severity",
+    "StatementFailed",
     "TemporaryError",
     "Truth",
     "View",
@@ -44,7 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load pluggy, and what only commands for people need, when it is first asked for (PEP 562)."""
+    """Load pluggy, libpq, and what only commands for people need, when it is first asked for (PEP 562)."""
     if name == "hookimpl":
         from efm_lb.hookspecs import hookimpl
 
@@ -53,4 +58,8 @@ def __getattr__(name: str) -> object:
         from efm_lb import views
 
         return getattr(views, name)
+    if name in ("Connection", "ConnectionFailed", "Reply", "StatementFailed"):
+        from efm_lb import connection
+
+        return getattr(connection, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
