@@ -104,7 +104,7 @@ class Connection:
     :raises ConnectionFailed: no connection within the deadline
     :raises libpq.LibpqNotFoundError: this host has no libpq
 
-    .. versionadded:: 0.2
+    .. versionadded:: 0.1
     """
 
     def __init__(self, keywords: Mapping[str, str], deadline: float, conninfo: str = "") -> None:
