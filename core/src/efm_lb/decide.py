@@ -46,6 +46,8 @@ class Decision(NamedTuple):
     :param event: for ACT, what every balancer is told
     :param again_after: for DEFER, the seconds after which the call must be judged again, or None
     :param shortfall: what EFM asked for and ACT does not bring about, empty when nothing
+    :param hold: for DEFER, the detach that may be about to stop the primary: a balancer that can hold new work back
+        without cutting anybody is asked to
     """
 
     verdict: Verdict
@@ -53,6 +55,7 @@ class Decision(NamedTuple):
     event: Event | None = None
     again_after: float | None = None
     shortfall: str = ""
+    hold: Detach | None = None
 
 
 def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
@@ -75,10 +78,10 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R9    attach, promote     rejecting, refused, silent    WAIT until it takes connections; then FAIL
     R10   attach, promote     denied                        FAIL: what it is cannot be asked
     R11   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
-    R12   detach              primary, the only one         the policy: DEFER and look again, Detach, or REFUSE
-    R13   detach              standby, the last usable      the policy, as R12
+    R12   detach              primary, the only one         the policy: DEFER, hold, look again; Detach; REFUSE
+    R13   detach              standby, the last usable      the policy, as R12, holding nothing
     R14   detach              standby                       Detach: EFM asks, others can serve
-    R15   detach              denied, may be the primary    the policy, as R12
+    R15   detach              denied, may be the primary    the policy, as R12, holding nothing
     R16   detach              denied, a primary elsewhere   Detach
     R17   detach              rejecting, refused, silent    Detach at once
     ====  ==================  ============================  ===================================================
@@ -181,7 +184,10 @@ def _last_usable(call: Call, truth: Truth, policy: Policy, what: str) -> Decisio
     if policy.detach_live_primary is DetachLivePrimary.REFUSE:
         return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says")
     owed = None if call.origin is Origin.FOLLOW_UP else GRACE
-    return Decision(Verdict.DEFER, f"{what}: clients stay until another primary is proven", again_after=owed)
+    # Held only for a call that EFM has just made, and only where writes go to this node: nobody else is about to stop.
+    stopping = call.origin is Origin.HOOK and truth.primary == call.node
+    hold = Detach(call.node, truth, call.origin) if stopping else None
+    return Decision(Verdict.DEFER, f"{what}: clients stay until another primary is proven", again_after=owed, hold=hold)
 
 
 def _split_brain(truth: Truth) -> Decision:

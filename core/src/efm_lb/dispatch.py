@@ -97,6 +97,25 @@ class Dispatcher:
             self._outcome(answer, name, seconds) for name, (answer, seconds) in self._call(hook, deadline, event=event)
         )
 
+    def hold(self, event: Detach, deadline: float) -> tuple[Outcome, ...]:
+        """Ask every balancer that can to hold new work back; one outcome per balancer that has something to say."""
+        return tuple(
+            self._outcome(answer, name, seconds)
+            for name, (answer, seconds) in self._call("efm_lb_hold", deadline, event=event)
+            if answer.failure or answer.value is not None
+        )
+
+    def holders(self, deadline: float) -> tuple[str, ...]:
+        """The balancers whose adapter can hold new work back; nothing is asked of them."""
+        able = []
+        for balancer in sorted(self._balancers):
+            try:
+                if self._adapters[balancer.adapter].hook("efm_lb_hold", deadline).get_hookimpls():
+                    able.append(balancer.name)
+            except (TemporaryError, PermanentError):
+                continue
+        return tuple(able)
+
     def plan(self, event: Event, deadline: float) -> dict[str, Answer]:
         """What ``event`` would do, as a tuple of steps per balancer; nothing is changed."""
         answers = self._call("efm_lb_plan", deadline, collect=tuple, event=event)

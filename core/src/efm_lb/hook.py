@@ -166,6 +166,10 @@ def _act(call: Call, configuration: Configuration, journal: journals.Journal, st
     timeline = truth.state(truth.primary).timeline if truth.primary else None
     if timeline and timeline > truth.newest:
         state.timeline = timeline
+    if decision.hold:
+        # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
+        held = dispatcher.hold(decision.hold, deadline)
+        return Report(str(call), _exit_code(decision, ()), decision, held)
     outcomes = dispatcher.send(decision.event, deadline) if decision.event else ()
     return Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
 
@@ -175,7 +179,8 @@ def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
     deadline = time.monotonic() + configuration.deadline
     decision, _, dispatcher = _settle(call, configuration, state, deadline, patient=False)
     if decision.event is None:
-        return Report(str(call), EX_OK, decision, steps={})
+        holders = dispatcher.holders(deadline) if decision.hold else ()
+        return Report(str(call), EX_OK, decision, steps={name: ["asked to hold new work back"] for name in holders})
     steps = {}
     for name, answer in dispatcher.plan(decision.event, deadline).items():
         if answer.failure:

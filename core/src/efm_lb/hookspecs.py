@@ -124,6 +124,40 @@ def efm_lb_detach(event: Detach, balancer: Balancer, deadline: float) -> Outcome
 
 
 @_spec(firstresult=True)
+def efm_lb_hold(event: Detach, balancer: Balancer, deadline: float) -> Outcome | None:
+    """Hold new work back, if you can: a live primary may be about to be stopped.
+
+    Called instead of `efm_lb_detach` when the detach of the only primary is deferred:
+    either a switchover is about to stop ``event.node``, or only its agent died, and the
+    call cannot tell. Optional; an adapter without it does nothing.
+
+    What is held must be let go without further calls: by the adapter's own means, within a
+    time that it names, also when this process is killed at any moment. Nobody may be cut.
+    `efm_lb_promote` lets go of it earlier. The same call again while holding extends nothing.
+
+    A failure to hold is reported and changes no exit code: the deferred detach is right without it.
+
+    :param event: the node, with a truth in which it is the primary
+    :param balancer: the balancer that may hold
+    :param deadline: when to be done, by ``time.monotonic()``
+    :return: changed when it holds now, unchanged when it held already, deferred when it does not and why;
+        None when there is nothing to say
+    :raises TemporaryError: the balancer did not answer, or could not hold in time, and holds nothing
+    :raises PermanentError: no retry can help
+
+    Example::
+
+        @hookimpl
+        def efm_lb_hold(event, balancer):
+            client = Client(balancer.settings["host"], timeout=balancer.connect_timeout)
+            client.queue_new_requests(seconds=10)
+            return Outcome.changed("new requests wait for at most 10 s")
+
+    .. versionadded:: 0.1
+    """
+
+
+@_spec(firstresult=True)
 def efm_lb_promote(event: Promote, balancer: Balancer, deadline: float) -> Outcome:  # type: ignore[empty-body]
     """Send writes to ``event.node``, and to no other node.
 

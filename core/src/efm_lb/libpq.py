@@ -1,4 +1,4 @@
-"""PostgreSQL's own client library through ctypes: only what asking a server one question needs.
+"""PostgreSQL's own client library through ctypes: only what connecting and asking a server needs.
 
 libpq brings every authentication method, TLS mode and password-file rule that
 PostgreSQL users expect, and loading it costs a tenth of what a Python driver's
@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "CONNECTION_BAD",
     "CONNECTION_STARTED",
+    "PGRES_COMMAND_OK",
     "PGRES_TUPLES_OK",
     "POLLING_FAILED",
     "POLLING_OK",
@@ -31,6 +32,7 @@ CONNECTION_STARTED = 2
 POLLING_FAILED = 0
 POLLING_READING = 1
 POLLING_OK = 3
+PGRES_COMMAND_OK = 1
 PGRES_TUPLES_OK = 2
 VERBOSE = 2
 """PQERRORS_VERBOSE: the only way to see the SQLSTATE of a refused connection."""
@@ -53,6 +55,11 @@ _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("PQisBusy", c_int, (c_void_p,)),
     ("PQgetResult", c_void_p, (c_void_p,)),
     ("PQresultStatus", c_int, (c_void_p,)),
+    ("PQcmdStatus", c_char_p, (c_void_p,)),
+    ("PQntuples", c_int, (c_void_p,)),
+    ("PQnfields", c_int, (c_void_p,)),
+    ("PQfname", c_char_p, (c_void_p, c_int)),
+    ("PQgetisnull", c_int, (c_void_p, c_int, c_int)),
     ("PQgetvalue", c_char_p, (c_void_p, c_int, c_int)),
     ("PQclear", None, (c_void_p,)),
     ("PQfinish", None, (c_void_p,)),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from ctypes import c_char_p, c_void_p, cast
-from os import environ
-from typing import Any
 
-from efm_lb import libpq
+from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 __all__ = ["Answers", "Probe"]
@@ -18,26 +14,20 @@ __all__ = ["Answers", "Probe"]
 # The control file names a new timeline late: a primary's after the first checkpoint, a standby's after the first
 # restartpoint. A primary's WAL names it at once, a standby's receiver to those who may see it (pg_monitor).
 _ROLE_AND_TIMELINE = (
-    b"SELECT pg_catalog.pg_is_in_recovery(), CASE WHEN pg_catalog.pg_is_in_recovery()"
+    b"SELECT pg_catalog.pg_is_in_recovery() AS recovering, CASE WHEN pg_catalog.pg_is_in_recovery()"
     b" THEN GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),"
     b" (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),"
     b" (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver))"
     b" ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"
-    b"::pg_catalog.bit(32)::pg_catalog.int4 END"
+    b"::pg_catalog.bit(32)::pg_catalog.int4 END AS timeline"
 )
 
-_ROLE = b"SELECT pg_catalog.pg_is_in_recovery(), NULL"
+_ROLE = b"SELECT pg_catalog.pg_is_in_recovery() AS recovering, NULL AS timeline"
 """For a server where PUBLIC may not execute the functions that tell the timeline."""
 
 # SQLSTATEs of a server that is up but takes no connection now: starting up or shutting
 # down, shut down under the connection, out of connection slots.
 _REJECTING = ("57P03", "57P01", "57P02", "53300")
-
-# Lines of a message that do not say what went wrong.
-_ASIDES = ("\t", "LOCATION:", "HINT:", "password retrieved from file")
-
-# Variables that would send the probe of every node to one server, or let libpq skip a standby.
-_MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
 
 
 class Answers:
@@ -86,13 +76,8 @@ class Probe:
     """
 
     def __init__(self, keywords: Mapping[str, str], timeout: float) -> None:
-        self._library = libpq.load()
-        self._keywords = {"application_name": "efm-lb", "client_encoding": "UTF8", **keywords}
-        if "PGGSSENCMODE" not in environ:
-            # Looking for Kerberos credentials costs more than the question; those who encrypt with GSSAPI say so.
-            self._keywords["gssencmode"] = "disable"
-        for name in _MISLEADING:
-            environ.pop(name, None)
+        library()  # before there are threads: it changes the environment
+        self._keywords = keywords
         self._timeout = timeout
 
     def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> Answers:
@@ -117,108 +102,42 @@ class Probe:
         answers.add(state)
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
-        connection = self._start(node)
+        keywords = {**self._keywords, "host": node.host, "port": str(node.port)}
+        role = timeline = None
+        reach, detail = Reach.ACCEPTING, ""
         try:
-            reach, detail = self._connect(connection, deadline)
-            role = timeline = None
-            if reach is Reach.ACCEPTING:
-                reach, role, timeline, detail = self._question(connection, deadline)
-        finally:
-            self._library.PQfinish(connection)
+            with Connection(keywords, deadline) as connection:
+                role, timeline = _question(connection, deadline)
+        except (ConnectionFailed, StatementFailed) as failure:
+            reach, detail = _judged(failure), str(failure)
         return NodeState(node, reach, role, timeline, detail, time.monotonic() - started)
 
-    def _start(self, node: Node) -> Any:
-        parameters = {
-            **self._keywords,
-            "host": node.host,
-            "port": str(node.port),
-        }
-        keywords = (c_char_p * (len(parameters) + 1))(*(name.encode() for name in parameters), None)
-        values = (c_char_p * (len(parameters) + 1))(*(value.encode() for value in parameters.values()), None)
-        connection = self._library.PQconnectStartParams(cast(keywords, c_void_p), cast(values, c_void_p), 0)
-        self._library.PQsetErrorVerbosity(connection, libpq.VERBOSE)
-        return connection
 
-    def _connect(self, connection: Any, deadline: float) -> tuple[Reach, str]:
-        library = self._library
-        reached = False
-        if library.PQstatus(connection) == libpq.CONNECTION_BAD:
-            return self._failure(connection, reached)
-        events = select.POLLOUT
-        while True:
-            if not self._wait(connection, events, deadline):
-                return Reach.NO_RESPONSE, "accepted the connection and went silent" if reached else "no answer in time"
-            polling = library.PQconnectPoll(connection)
-            if polling == libpq.POLLING_OK:
-                return Reach.ACCEPTING, ""
-            if polling == libpq.POLLING_FAILED:
-                return self._failure(connection, reached)
-            reached = reached or library.PQstatus(connection) > libpq.CONNECTION_STARTED
-            events = select.POLLIN if polling == libpq.POLLING_READING else select.POLLOUT
-
-    def _question(
-        self, connection: Any, deadline: float, query: bytes = _ROLE_AND_TIMELINE
-    ) -> tuple[Reach, Role | None, int | None, str]:
-        library = self._library
-        library.PQsetnonblocking(connection, 1)
-        if not library.PQsendQuery(connection, query):
-            reach, detail = self._failure(connection, reached=True)
-            return reach, None, None, detail
-        while library.PQflush(connection) == 1:
-            if not self._wait(connection, select.POLLOUT, deadline):
-                return Reach.NO_RESPONSE, None, None, "took the login and went silent"
-        while library.PQisBusy(connection):
-            if not self._wait(connection, select.POLLIN, deadline):
-                return Reach.NO_RESPONSE, None, None, "took the login and went silent"
-            if not library.PQconsumeInput(connection):
-                break
-        result = library.PQgetResult(connection)
-        try:
-            if not result or library.PQresultStatus(result) != libpq.PGRES_TUPLES_OK:
-                reach, detail = self._failure(connection, reached=True)
-                if query is _ROLE or "42501" not in _sqlstates(detail):
-                    return reach, None, None, detail
-            else:
-                role = Role.STANDBY if library.PQgetvalue(result, 0, 0) == b"t" else Role.PRIMARY
-                return Reach.ACCEPTING, role, int(library.PQgetvalue(result, 0, 1) or 0) or None, ""
-        finally:
-            library.PQclear(result)
-        while result := library.PQgetResult(connection):
-            library.PQclear(result)
-        return self._question(connection, deadline, _ROLE)
-
-    def _wait(self, connection: Any, events: int, deadline: float) -> bool:
-        """Wait until the socket is ready; False when the deadline is over."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        ready = select.poll()
-        ready.register(self._library.PQsocket(connection), events)
-        return bool(ready.poll(left * 1000))
-
-    def _words(self, connection: Any) -> str:
-        """libpq's or the server's message, on one line."""
-        message: bytes = self._library.PQerrorMessage(connection) or b""
-        return message.decode("utf-8", "replace").strip()
-
-    def _failure(self, connection: Any, reached: bool) -> tuple[Reach, str]:
-        words = self._words(connection)
-        said = [line for line in words.splitlines() if line and not line.startswith(_ASIDES)]
-        detail = said[-1] if said else "no message from libpq"
-        states = _sqlstates(words)
-        if any(state in _REJECTING for state in states):
-            return Reach.REJECTING, detail
-        if states or self._library.PQconnectionNeedsPassword(connection):
-            return Reach.DENIED, detail
-        if "Connection refused" in words or "No such file or directory" in words:
-            return Reach.REFUSED, detail
-        # A postmaster that dies takes the connections in its queue with it.
-        dropped = "closed the connection" in words or "Connection reset" in words or "Broken pipe" in words
-        return (Reach.DENIED if reached and not dropped else Reach.NO_RESPONSE), detail
+def _question(connection: Connection, deadline: float) -> tuple[Role, int | None]:
+    try:
+        reply = connection.query(_ROLE_AND_TIMELINE, deadline)
+    except StatementFailed as failure:
+        if "42501" not in failure.sqlstates:
+            raise
+        reply = connection.query(_ROLE, deadline)
+    (row,) = reply.rows
+    return Role.STANDBY if row["recovering"] == "t" else Role.PRIMARY, int(row["timeline"] or 0) or None
 
 
-def _sqlstates(words: str) -> list[str]:
-    """The SQLSTATEs in a verbose message, ``SEVERITY:  SQLSTATE: text``; the severity is in the server's language."""
-    return [
-        part[:5] for part in words.split(":  ")[1:] if part[5:7] == ": " and part[:5].isalnum() and part[:5].isascii()
-    ]
+def _judged(failure: ConnectionFailed | StatementFailed) -> Reach:
+    """What a failure says about the server."""
+    states = failure.sqlstates
+    if any(state in _REJECTING for state in states):
+        return Reach.REJECTING
+    if isinstance(failure, StatementFailed):
+        return Reach.DENIED
+    if failure.silent:
+        return Reach.NO_RESPONSE
+    if states or failure.needs_password:
+        return Reach.DENIED
+    words = failure.words
+    if "Connection refused" in words or "No such file or directory" in words:
+        return Reach.REFUSED
+    # A postmaster that dies takes the connections in its queue with it.
+    dropped = "closed the connection" in words or "Connection reset" in words or "Broken pipe" in words
+    return Reach.DENIED if failure.reached and not dropped else Reach.NO_RESPONSE

@@ -185,7 +185,7 @@ def test_a_bug_does_not_make_a_node_look_dead(cluster: Cluster, monkeypatch: pyt
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("ouch")
 
-    monkeypatch.setattr(Probe, "_start", fail)
+    monkeypatch.setattr("efm_lb.probe.Connection", fail)
     state = ask_one(cluster.nodes[0])
     assert state.reach is Reach.DENIED
     assert "a bug in efm-lb: ZeroDivisionError: ouch" in state.detail

@@ -124,6 +124,30 @@ def test_the_last_usable_node_is_the_policy_s(what: Call, truth: Truth) -> None:
     assert decide(what, truth, Policy(DetachLivePrimary.OBEY)).event == Detach(what.node, truth, Origin.OPERATOR)
 
 
+def test_only_a_live_primary_that_efm_has_just_named_is_held_for() -> None:
+    decision = decide(call("detach", DB1, P), HEALTHY, NOW)
+    assert decision.hold == Detach(DB1, HEALTHY, Origin.HOOK)
+    assert decision.event is None
+
+
+@pytest.mark.parametrize(
+    ("what", "truth", "policy"),
+    [
+        (call("detach", DB1, P), HEALTHY, Policy(DetachLivePrimary.OBEY)),
+        (call("detach", DB1, P), HEALTHY, Policy(DetachLivePrimary.REFUSE)),
+        (call("detach", DB1, P, Origin.FOLLOW_UP), HEALTHY, NOW),
+        (call("detach", DB2, S), truth(down(DB1), up(DB2, S), down(DB3)), NOW),
+        (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, S)), NOW),
+        (call("detach", DB1, P), truth(up(DB1, P, 1), up(DB3, S, 2)), NOW),
+        (call("detach", DB1, P), SPLIT, NOW),
+        (call("detach", DB1, P), NO_PRIMARY, NOW),
+        (call("attach", DB1, P), HEALTHY, NOW),
+    ],
+)
+def test_nothing_else_is_held_for(what: Call, truth: Truth, policy: Policy) -> None:
+    assert decide(what, truth, policy).hold is None
+
+
 def test_a_follow_up_leaves_a_node_that_came_back_and_owes_nothing_more() -> None:
     for state in (HEALTHY, truth(up(DB1, S), up(DB2, P))):
         decision = decide(call("detach", DB1, P, Origin.FOLLOW_UP), state, NOW)

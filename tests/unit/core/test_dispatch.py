@@ -178,6 +178,32 @@ def test_an_adapter_without_a_plan_or_a_view_acts_on_nothing(configure: Configur
     assert acted == []
 
 
+def test_only_those_that_hold_have_something_to_say_about_it(configure: Configure) -> None:
+    configuration = configure(holding=lambda: None, silent=lambda: None, without=lambda: None, broken=lambda: None)
+    held = []
+
+    def hold(event: Event) -> Outcome:
+        held.append(event)
+        return Outcome.changed("for 10 s")
+
+    def fail(event: Event) -> Outcome:
+        raise TemporaryError("no answer")
+
+    for name, implementation in (("holding", hold), ("silent", lambda event: None), ("broken", fail)):
+        module = sys.modules[f"fake_adapter_{name}"]
+        module.efm_lb_hold = hookimpl(specname="efm_lb_hold")(implementation)  # type: ignore[attr-defined]
+    dispatcher = Dispatcher(configuration)
+    assert dispatcher.holders(soon()) == ("broken", "holding", "silent")
+    assert held == [], "nobody is asked before it is time"
+    event = Detach(DB1, TRUTH)
+    outcomes = dispatcher.hold(event, soon())
+    assert [(o.balancer, o.result, o.detail) for o in outcomes] == [
+        ("broken", Result.TEMPORARY, "no answer"),
+        ("holding", Result.CHANGED, "for 10 s"),
+    ]
+    assert held == [event]
+
+
 def test_a_view_is_returned_as_it_is(configure: Configure) -> None:
     configuration = configure(seeing=lambda event: None)
     module = sys.modules["fake_adapter_seeing"]

@@ -16,6 +16,7 @@ import pytest
 
 from efm_lb import (
     Balancer,
+    Detach,
     Event,
     Node,
     NodeState,
@@ -52,6 +53,8 @@ class World:
         self.events: list[Event] = []
         self.followed_up: list[tuple[float, str]] = []
         self.answers: dict[str, Outcome | Exception] = {"pool1": Outcome.changed("done")}
+        self.holds: dict[str, Outcome | Exception | None] = {}
+        self.held: list[Event] = []
         self.deadline = 2.0
         self.policy = DetachLivePrimary.DEFER
         self.state_dir = state_dir
@@ -102,6 +105,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             f"efm_lb_{name}",
             hookimpl(specname=f"efm_lb_{name}")(lambda event, balancer: answer(event, balancer)),
         )
+
+    def hold(event: Event, balancer: Balancer) -> Outcome | None:
+        made.held.append(event)
+        answer = made.holds.get(balancer.name)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    module.efm_lb_hold = hookimpl(specname="efm_lb_hold")(hold)  # type: ignore[attr-defined]
     module.efm_lb_plan = hookimpl(specname="efm_lb_plan")(lambda event: [f"would {type(event).__name__}"])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(hook, "Probe", Databases)
@@ -349,3 +361,29 @@ def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Pat
     while not (out.exists() and out.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert out.read_text() == "['detach', 'db1', 'p', '--follow-up', '2.5', '--call', 'c1'] True"
+
+
+def test_a_deferred_detach_asks_to_hold_and_says_what_came_of_it(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pgb1": Outcome.changed("never sent"), "pgb2": Outcome.changed("never sent")}
+    world.holds = {"pgb1": Outcome.changed("app waits"), "pgb2": TemporaryError("no answer")}
+    code, lines = run("detach", "db1", "p")
+    assert code == 0, "a deferred detach is right without anybody holding"
+    assert world.events == []
+    assert world.held == [Detach(DB1, HEALTHY, Origin.HOOK)] * 2
+    assert lines[0].endswith("[defer]")
+    assert [line.split(" in ")[0] for line in lines[1:]] == ["pgb1: changed", "pgb2: failed temporarily"]
+    assert lines[1].endswith("app waits")
+    assert world.records()[-1]["outcomes"] == {
+        "pgb1": ["changed", "app waits"],
+        "pgb2": ["failed temporarily", "no answer"],
+    }
+    assert [seconds for seconds, _ in world.followed_up] == [5.0], "and it is judged again"
+
+
+def test_a_dry_run_of_a_deferred_detach_holds_nothing(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    code, lines = run("detach", "db1", "p", "--dry-run")
+    assert code == 0
+    assert world.held == []
+    assert lines[1:] == ["pool1: asked to hold new work back"]

@@ -63,6 +63,9 @@ class AdapterConformance:
     * ``unreachable``: a `Balancer` whose address nobody listens on
     * ``silent``: a `Balancer` whose address accepts and never answers
 
+    A load balancer that is told addresses instead of having them configured knows every node: its class says
+    ``takes_any_node = True``.
+
     Example::
 
         class TestAcme(AdapterConformance):
@@ -72,6 +75,8 @@ class AdapterConformance:
 
     .. versionadded:: 0.1
     """
+
+    takes_any_node = False
 
     @pytest.fixture
     def hooks(self, adapter: ModuleType) -> pluggy.HookRelay:
@@ -133,6 +138,26 @@ class AdapterConformance:
             writers = [seen.node for seen in view.nodes if seen.writes]
             assert writers == [truth.primary], "writes stay where they are"
 
+    def test_holding_moves_nothing_and_a_promote_ends_it(
+        self, hooks: pluggy.HookRelay, balancer: Balancer, truth: Truth
+    ) -> None:
+        if not hooks.efm_lb_hold.get_hookimpls():
+            pytest.skip("it holds nothing back")
+        assert truth.primary
+        before = hooks.efm_lb_view(nodes=truth.nodes, balancer=balancer, deadline=self.soon())
+        event = Detach(truth.primary, truth)
+        outcome = hooks.efm_lb_hold(event=event, balancer=balancer, deadline=self.soon())
+        if outcome and outcome.result is Result.CHANGED:
+            again = hooks.efm_lb_hold(event=event, balancer=balancer, deadline=self.soon())
+            assert again.result is Result.UNCHANGED, again.detail
+            released = hooks.efm_lb_promote(
+                event=Promote(truth.primary, truth), balancer=balancer, deadline=self.soon()
+            )
+            assert released.result is Result.CHANGED, released.detail
+        settled = hooks.efm_lb_promote(event=Promote(truth.primary, truth), balancer=balancer, deadline=self.soon())
+        assert settled.result is Result.UNCHANGED, settled.detail
+        assert hooks.efm_lb_view(nodes=truth.nodes, balancer=balancer, deadline=self.soon()) == before
+
     def test_the_view_agrees_with_the_truth(self, hooks: pluggy.HookRelay, balancer: Balancer, truth: Truth) -> None:
         view = hooks.efm_lb_view(nodes=truth.nodes, balancer=balancer, deadline=self.soon())
         assert isinstance(view, View)
@@ -143,6 +168,8 @@ class AdapterConformance:
     def test_a_node_that_it_does_not_know_is_a_permanent_error(
         self, hooks: pluggy.HookRelay, balancer: Balancer, truth: Truth
     ) -> None:
+        if self.takes_any_node:
+            pytest.skip("it is told addresses, so it knows every node")
         wider = Truth((*truth.states, NodeState(STRANGER, Reach.ACCEPTING, Role.STANDBY, 1)))
         with pytest.raises(PermanentError, match=STRANGER.host):
             hooks.efm_lb_attach(event=Attach(STRANGER, wider), balancer=balancer, deadline=self.soon())
