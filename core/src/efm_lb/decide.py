@@ -6,7 +6,7 @@ from typing import NamedTuple
 from efm_lb.calls import Call, Kind
 from efm_lb.configuration import DetachLivePrimary
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
-from efm_lb.truth import NodeState, Reach, Role, Truth
+from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 __all__ = ["GRACE", "Decision", "Policy", "Verdict", "decide"]
 
@@ -46,6 +46,7 @@ class Decision(NamedTuple):
     :param event: for ACT, what every balancer is told
     :param again_after: for DEFER, the seconds after which the call must be judged again, or None
     :param shortfall: what EFM asked for and ACT does not bring about, empty when nothing
+    :param watch: for WAIT, the nodes whose answer may change the decision
     :param hold: for DEFER, the detach that may be about to stop the primary: a balancer that can hold new work back
         without cutting anybody is asked to
     """
@@ -56,6 +57,7 @@ class Decision(NamedTuple):
     again_after: float | None = None
     shortfall: str = ""
     hold: Detach | None = None
+    watch: tuple[Node, ...] = ()
 
 
 def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
@@ -70,20 +72,22 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R1    any                 primary, or attach p/promote  another primary is visible: FAIL, naming both
     R2    attach, promote     primary on an old timeline    FAIL: a newer timeline exists on another node
     R3    attach p, promote   primary                       Promote
-    R4    attach              primary                       Promote (the database's role, when EFM gave none)
+    R4    attach, no TYPE     primary                       Promote: the database's role
     R5    attach s            primary                       Attach: never moves writes
     R6    attach p, promote   standby, no primary           WAIT for the promotion; then Attach, and a shortfall
-    R7    attach p, promote   standby, a primary elsewhere  Attach: the database's role wins
-    R8    attach              standby                       Attach; with two primaries visible FAIL
-    R9    attach, promote     rejecting, refused, silent    WAIT until it takes connections; then FAIL
-    R10   attach, promote     denied                        FAIL: what it is cannot be asked
-    R11   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
-    R12   detach              primary, the only one         the policy: DEFER, hold, look again; Detach; REFUSE
-    R13   detach              standby, the last usable      the policy, as R12, holding nothing
-    R14   detach              standby                       Detach: EFM asks, others can serve
-    R15   detach              denied, may be the primary    the policy, as R12, holding nothing
-    R16   detach              denied, a primary elsewhere   Detach
-    R17   detach              rejecting, refused, silent    Detach at once
+    R7    attach, no TYPE     standby, no primary           as R6: it may be the one that is promoted
+    R8    attach, follow-up   standby, no primary           WAIT for a primary that it can follow; then Attach
+    R9    attach p, promote   standby, a primary elsewhere  Attach: the database's role wins
+    R10   attach              standby                       Attach; with two primaries visible FAIL
+    R11   attach, promote     rejecting, full, not there    WAIT until it takes connections; then FAIL
+    R12   attach, promote     denied                        FAIL: what it is cannot be asked
+    R13   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
+    R14   detach              primary, the only one         the policy: DEFER, hold, look again; Detach; REFUSE
+    R15   detach              standby, the last usable      the policy, as R14, holding nothing
+    R16   detach              standby                       Detach: EFM asks, others can serve
+    R17   detach              denied, full: may be primary  the policy, as R14, holding nothing
+    R18   detach              denied, full: another is it   Detach
+    R19   detach              rejecting, refused, silent    Detach at once
     ====  ==================  ============================  ===================================================
 
     Detach says nothing about where writes go: its truth names a primary only when
@@ -128,7 +132,7 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if state.reach is Reach.DENIED:
         return Decision(Verdict.FAIL, f"{node.name} does not tell its role: {state.detail}")
     if policy.patience:
-        return Decision(Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})")
+        return Decision(Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})", watch=(node,))
     return Decision(
         Verdict.FAIL, f"{node.name} takes no connections ({state.reach.value}), so it was not attached: {state.detail}"
     )
@@ -137,18 +141,20 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
 def _attach_standby(call: Call, wants_writes: bool, truth: Truth, policy: Policy) -> Decision:
     node, primary = call.node, truth.primary
     attach = Attach(node, truth, call.origin)
-    if not wants_writes:
-        return Decision(Verdict.ACT, f"{node.name} is a standby", attach)
-    if primary:
+    if primary and wants_writes:
         return Decision(
             Verdict.ACT,
             f"{node.name} is a standby although EFM calls it the primary, which is {primary.name}: writes not moved",
             attach,
         )
+    may_be_promoted = wants_writes or call.role is None
+    if primary or not (may_be_promoted or call.origin is Origin.FOLLOW_UP):
+        return Decision(Verdict.ACT, f"{node.name} is a standby", attach)
     if policy.patience:
-        return Decision(Verdict.WAIT, f"{node.name} is still in recovery")
+        watch = (node,) if wants_writes else truth.standbys
+        return Decision(Verdict.WAIT, f"{node.name} is still in recovery, and no node is a primary", watch=watch)
     shortfall = f"{node.name} is still in recovery and no primary was found: writes were not moved"
-    return Decision(Verdict.ACT, f"{node.name} is a standby", attach, shortfall=shortfall)
+    return Decision(Verdict.ACT, f"{node.name} is a standby", attach, shortfall=shortfall if may_be_promoted else "")
 
 
 def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:
@@ -164,10 +170,11 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
         if not others_usable:
             return _last_usable(call, truth, policy, f"{node.name} is the last node that answers")
         return _take_out(call, truth, f"{node.name} is a standby, and is up")
-    if state.reach is Reach.DENIED and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
+    is_up = state.reach in (Reach.DENIED, Reach.FULL)
+    if is_up and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
         return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})")
-    if state.reach is Reach.DENIED:
-        return _take_out(call, truth, f"{node.name} is up and refuses the login, others can serve")
+    if is_up:
+        return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve")
     return _take_out(call, truth, f"{node.name} is down ({state.reach.value})")
 
 

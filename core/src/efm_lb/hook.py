@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from efm_lb import follow_up, lock, signals
 from efm_lb import journal as journals
-from efm_lb.calls import Arguments, Call, parse
+from efm_lb.calls import Arguments, Call, Kind, parse
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
 from efm_lb.errors import (
@@ -45,6 +45,9 @@ PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
+FOLLOW_UP_PATIENCE = 60.0
+"""Seconds that a follow-up waits for a primary: nobody waits for it, and a promotion may take its time."""
+FOLLOW_UP_POLL = 0.5
 SWITCH = 0.0005
 """Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
@@ -102,22 +105,26 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
         follow_up=arguments.follow_up is not None,
     )
     call = _call(arguments, configuration)
-    if call.origin is Origin.HOOK:
-        state.announce(call.node, number)
+    wants_in = call.kind is not Kind.DETACH
     notes: list[str] = []
-    held = _lock(configuration, notes)
+    turn = _Turn(configuration, notes)
+    turn.take()
     try:
-        if state.superseded(call.node, number):
-            reason = f"EFM has called about {call.node.name} again since: the newer call counts"
+        if state.contradicted(call.node, number, wants_in):
+            done = "out" if wants_in else "in"
+            reason = (
+                f"EFM has called about {call.node.name} again since, and it was taken {done}: the newer call counts"
+            )
             report = Report(str(call), EX_OK, Decision(Verdict.DEFER, reason))
         else:
-            report = _act(call, configuration, journal, state)
+            report = _act(call, configuration, journal, state, turn)
+            if _is_carried_out(report):
+                state.note(call.node, number, wants_in)
     except Terminated:
         journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
         raise
     finally:
-        if held is not None:
-            os.close(held)
+        turn.give_up()
     journal.record(
         "outcome",
         exit_code=report.exit_code,
@@ -143,20 +150,46 @@ def _call(arguments: Arguments, configuration: Configuration) -> Call:
     return Call(arguments.kind, node, arguments.role, origin)
 
 
-def _lock(configuration: Configuration, notes: list[str]) -> int | None:
-    """Wait for the calls before this one. A lock that cannot be had is reported, and the call goes on."""
-    try:
-        return lock.acquire(f"{configuration.state_dir}/{configuration.cluster}.lock", configuration.deadline + 1)
-    except TimeoutError as error:
-        notes.append(str(error))
-    except OSError as error:
-        notes.append(f"no lock: {error.filename}: {error.strerror}")
-    return None
+class _Turn:
+    """One call at a time on this host, except while it waits for a node.
+
+    :param notes: takes what went wrong; a lock that cannot be had is reported, and the call goes on
+    """
+
+    def __init__(self, configuration: Configuration, notes: list[str]) -> None:
+        self._path = f"{configuration.state_dir}/{configuration.cluster}.lock"
+        self._patience = configuration.deadline + 1
+        self._notes = notes
+        self._held: int | None = None
+
+    def take(self) -> None:
+        """Wait for the calls that are at it."""
+        try:
+            self._held = lock.acquire(self._path, self._patience)
+        except TimeoutError as error:
+            self._notes.append(str(error))
+        except OSError as error:
+            self._notes.append(f"no lock: {error.filename}: {error.strerror}")
+
+    def give_up(self) -> None:
+        """Let the others."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
-def _act(call: Call, configuration: Configuration, journal: journals.Journal, state: State) -> Report:
+def _is_carried_out(report: Report) -> bool:
+    """Whether every balancer is proven to be as the call wants it, and nothing is left for later."""
+    done = (Result.CHANGED, Result.UNCHANGED)
+    return report.exit_code == EX_OK and bool(report.outcomes) and all(each.result in done for each in report.outcomes)
+
+
+def _act(call: Call, configuration: Configuration, journal: journals.Journal, state: State, turn: _Turn) -> Report:
     deadline = time.monotonic() + configuration.deadline
-    decision, truth, dispatcher = _settle(call, configuration, state, deadline)
+    decision, truth, dispatcher = _settle(call, configuration, state, deadline, turn)
+    if call.origin is Origin.FOLLOW_UP:
+        # Nobody waits for it: whatever the waiting took, the balancers have all of their time.
+        deadline = time.monotonic() + configuration.deadline
     journal.record(
         "decision",
         verdict=decision.verdict.value,
@@ -177,7 +210,7 @@ def _act(call: Call, configuration: Configuration, journal: journals.Journal, st
 def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
-    decision, _, dispatcher = _settle(call, configuration, state, deadline, patient=False)
+    decision, _, dispatcher = _settle(call, configuration, state, deadline)
     if decision.event is None:
         holders = dispatcher.holders(deadline) if decision.hold else ()
         return Report(str(call), EX_OK, decision, steps={name: ["asked to hold new work back"] for name in holders})
@@ -193,10 +226,16 @@ def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
 
 
 def _settle(
-    call: Call, configuration: Configuration, state: State, deadline: float, patient: bool = True
+    call: Call, configuration: Configuration, state: State, deadline: float, turn: _Turn | None = None
 ) -> tuple[Decision, Truth, Dispatcher]:
-    """Ask the databases until they allow a decision, or patience is over."""
-    patient_until = time.monotonic() + PATIENCE * configuration.deadline if patient else 0.0
+    """Ask the databases until they allow a decision, or patience is over.
+
+    :param turn: given up while a node is waited for: what other calls are about must not wait for it too. Without one,
+        nothing is waited for
+    """
+    follow_up = call.origin is Origin.FOLLOW_UP
+    patience = FOLLOW_UP_PATIENCE if follow_up else PATIENCE * configuration.deadline
+    patient_until = time.monotonic() + patience if turn else 0.0
     try:
         probe = Probe(configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
@@ -210,18 +249,21 @@ def _settle(
     newest = state.timeline
     while True:
         truth = answers.truth()._replace(newest=newest)
-        patience = time.monotonic() < patient_until
-        decision = decide(call, truth, Policy(configuration.detach_live_primary, patience))
-        if decision.verdict is not Verdict.WAIT:
+        is_patient = time.monotonic() < patient_until
+        decision = decide(call, truth, Policy(configuration.detach_live_primary, is_patient))
+        if decision.verdict is not Verdict.WAIT or turn is None:
             return decision, truth, dispatcher
-        # The node is on its way: ask it alone, and all of them again when its answer changes.
-        before = truth.state(call.node)[1:3]
+        turn.give_up()
+        # Somebody is on the way: ask them alone, and all again when an answer changes.
+        before = [truth.state(node)[1:3] for node in decision.watch]
         while (left := patient_until - time.monotonic()) > 0:
-            time.sleep(POLL)
-            if probe.truth([call.node], timeout=left).states[0][1:3] != before:
+            time.sleep(FOLLOW_UP_POLL if follow_up else POLL)
+            if [state[1:3] for state in probe.truth(decision.watch, timeout=left).states] != before:
                 break
+        turn.take()
         # The balancers must have their part of what is left.
-        answers = probe.ask(configuration.nodes, timeout=max(POLL, (deadline - time.monotonic()) / 2))
+        left = configuration.deadline if follow_up else deadline - time.monotonic()
+        answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:

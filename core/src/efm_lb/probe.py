@@ -25,9 +25,10 @@ _ROLE_AND_TIMELINE = (
 _ROLE = b"SELECT pg_catalog.pg_is_in_recovery() AS recovering, NULL AS timeline"
 """For a server where PUBLIC may not execute the functions that tell the timeline."""
 
-# SQLSTATEs of a server that is up but takes no connection now: starting up or shutting
-# down, shut down under the connection, out of connection slots.
-_REJECTING = ("57P03", "57P01", "57P02", "53300")
+# SQLSTATEs of a server that is up but takes no connection now: starting up or shutting down, shut down under the
+# connection.
+_REJECTING = ("57P03", "57P01", "57P02")
+_TOO_MANY_CONNECTIONS = "53300"
 
 
 class Answers:
@@ -129,6 +130,8 @@ def _judged(failure: ConnectionFailed | StatementFailed) -> Reach:
     states = failure.sqlstates
     if any(state in _REJECTING for state in states):
         return Reach.REJECTING
+    if _TOO_MANY_CONNECTIONS in states:
+        return Reach.FULL
     if isinstance(failure, StatementFailed):
         return Reach.DENIED
     if failure.silent:

@@ -30,7 +30,7 @@ def _moment(call: str) -> int:
 
 
 class State:
-    """The newest call about each node, and the newest timeline that was seen.
+    """The newest call about each node that was carried out, and the newest timeline that was seen.
 
     :param directory: ``EFM_LB_STATE_DIR``
     :param cluster: the cluster's name, a safe file name
@@ -39,16 +39,18 @@ class State:
     def __init__(self, directory: str, cluster: str) -> None:
         self._prefix = f"{directory}/{cluster}"
 
-    def announce(self, node: Node, call: str) -> None:
-        """Note that ``call`` is the newest about ``node``, before it waits for those that came earlier."""
-        self._write(self._call_file(node), call)
+    def note(self, node: Node, call: str, attached: bool) -> None:
+        """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it."""
+        if not self.contradicted(node, call, attached):
+            self._write(self._call_file(node), f"{call} {'in' if attached else 'out'}")
 
-    def superseded(self, node: Node, call: str) -> bool:
-        """Whether EFM has called about ``node`` again since ``call``: then its newer word counts, and not this one.
+    def contradicted(self, node: Node, call: str, attached: bool) -> bool:
+        """Whether a newer call than ``call`` was carried out that wanted the opposite: EFM's newer word counts then.
 
-        An older call may still be noted where the newer one could not be: on a full disk.
+        A newer call of the same kind, and one that was not carried out, say nothing: the truth decides.
         """
-        return _moment(self._read(self._call_file(node))) > _moment(call)
+        newest, _, done = self._read(self._call_file(node)).partition(" ")
+        return done == ("out" if attached else "in") and _moment(newest) > _moment(call)
 
     @property
     def timeline(self) -> int:

@@ -52,6 +52,8 @@ SPLIT = truth(up(DB1, P, 1), up(DB2, P, 2), up(DB3, S, 1))
         (call("attach", DB3, P), FAILED_OVER, Attach),
         (call("promote", DB3), FAILED_OVER, Attach),
         (call("attach", DB2, S), NO_PRIMARY, Attach),
+        (call("attach", DB2), NO_PRIMARY, Attach),
+        (call("attach", DB2, S, Origin.FOLLOW_UP), NO_PRIMARY, Attach),
         (call("attach", DB2, P), NO_PRIMARY, Attach),
         (call("detach", DB1, P), FAILED_OVER, Detach),
         (call("detach", DB1, P), NO_PRIMARY, Detach),
@@ -78,6 +80,8 @@ def test_acts(what: Call, truth: Truth, expected: type) -> None:
         (call("attach", DB1, S), NO_PRIMARY),
         (call("attach", DB1, P), truth(down(DB1, Reach.NO_RESPONSE), up(DB2, S))),
         (call("promote", DB1), truth(down(DB1, Reach.REJECTING), up(DB2, S))),
+        (call("attach", DB1, P), truth(down(DB1, Reach.FULL), up(DB2, S))),
+        (call("attach", DB2), NO_PRIMARY),
     ],
 )
 def test_waits_while_the_node_is_on_its_way_and_ends_in_a_failure(what: Call, truth: Truth) -> None:
@@ -114,6 +118,7 @@ def test_two_primaries_stop_everything_and_are_named(what: Call, policy: Policy)
         (call("detach", DB2, S), truth(down(DB1), up(DB2, S), down(DB3))),
         (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, S))),
         (call("detach", DB1, S), truth(down(DB1, Reach.DENIED), down(DB2))),
+        (call("detach", DB1, P), truth(down(DB1, Reach.FULL), up(DB2, S))),
     ],
 )
 def test_the_last_usable_node_is_the_policy_s(what: Call, truth: Truth) -> None:
@@ -172,6 +177,21 @@ def test_a_detach_never_moves_writes_to_an_old_primary() -> None:
     alone = Truth((up(DB1, P, 1), down(DB2), down(DB3)), newest=2)
     assert alone.primary is None
     assert "this host has seen timeline 2" in decide(call("attach", DB1, P), alone, WAIT).reason
+
+
+def test_a_follow_up_waits_for_a_primary_that_the_standby_can_follow() -> None:
+    again = call("attach", DB2, S, Origin.FOLLOW_UP)
+    decision = decide(again, NO_PRIMARY, WAIT)
+    assert decision.verdict is Verdict.WAIT
+    assert set(decision.watch) == {DB2, DB3}, "whoever may be promoted"
+    at_last = decide(again, NO_PRIMARY, NOW)
+    assert (at_last.verdict, at_last.shortfall) == (Verdict.ACT, "")
+    assert decide(again, HEALTHY, WAIT).verdict is Verdict.ACT
+
+
+def test_who_waits_for_a_promotion_asks_the_node_that_efm_promotes() -> None:
+    assert decide(call("attach", DB2, P), NO_PRIMARY, WAIT).watch == (DB2,)
+    assert set(decide(call("attach", DB2), NO_PRIMARY, WAIT).watch) == {DB2, DB3}
 
 
 def test_a_node_that_does_not_tell_its_role_is_not_attached() -> None:

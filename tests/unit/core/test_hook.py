@@ -30,9 +30,12 @@ from efm_lb import (
     Truth,
     hook,
     hookimpl,
+    lock,
 )
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+from efm_lb.state import new_call
 
+P, S = Role.PRIMARY, Role.STANDBY
 DB1, DB2 = (Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2))
 
 
@@ -58,6 +61,7 @@ class World:
         self.deadline = 2.0
         self.policy = DetachLivePrimary.DEFER
         self.state_dir = state_dir
+        self.asked: Callable[[], object] = lambda: None
 
     def configuration(self) -> Configuration:
         return Configuration(
@@ -87,6 +91,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             return SimpleNamespace(truth=lambda: self.truth(nodes))
 
         def truth(self, nodes: Iterable[Node], timeout: float | None = None) -> Truth:
+            made.asked()
             seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
             return Truth(tuple(seen.state(node) for node in nodes))
 
@@ -202,33 +207,51 @@ def test_what_an_adapter_defers_is_judged_again_once(world: World, run: Run) -> 
     assert [event.origin for event in world.events] == [Origin.HOOK, Origin.FOLLOW_UP]
 
 
-def test_a_follow_up_yields_to_a_newer_call_about_the_same_node(world: World, run: Run) -> None:
-    world.truths = [PROMOTING]
+def test_a_follow_up_yields_to_a_newer_call_that_took_the_node_out(world: World, run: Run) -> None:
+    world.truths = [Truth((state(DB1, P), state(DB2, S)))]
     world.answers = {"pool1": Outcome.deferred("held", again_after=3.0)}
     run("attach", "db2", "s")
     ((_, call),) = world.followed_up
-    run("detach", "db1", "p")
+    world.answers = {"pool1": Outcome.changed("out")}
+    world.truths = [Truth((state(DB1, P), state(DB2, None, Reach.REFUSED)))]
     run("detach", "db2", "s")
     world.events.clear()
     code, lines = run("attach", "db2", "s", "--follow-up", "0", "--call", call)
     assert code == 0
     assert world.events == []
-    assert "EFM has called about db2 again since" in lines[0]
+    assert "EFM has called about db2 again since, and it was taken out" in lines[0]
 
 
-def test_of_two_calls_that_wait_the_newer_one_counts(world: World, run: Run) -> None:
-    """The lock gives no order: the older call yields, whichever gets it first."""
-    from efm_lb.state import State
+@pytest.mark.parametrize("newer", [("attach", "db2", "s"), ("detach", "db2", "p")])
+def test_a_promotion_is_never_lost_to_a_newer_call_that_moved_no_writes(
+    world: World, run: Run, newer: tuple[str, ...]
+) -> None:
+    """The lock gives no order: the call with p came first and gets it last."""
+    world.truths = [Truth((state(DB1, None, Reach.REFUSED), state(DB2, P)))]
+    older = new_call()
+    assert run(*newer)[0] == 0
+    world.events.clear()
+    assert run("attach", "db2", "p", "--follow-up", "0", "--call", older)[0] == 0
+    assert [type(event) for event in world.events] == [Promote]
 
-    State(str(world.state_dir), "efm").announce(DB2, f"{time.time_ns() + 10**9:x}-1")
-    announce = State.announce
-    try:
-        State.announce = lambda *arguments: None  # type: ignore[method-assign]
-        _, lines = run("attach", "db2", "s")
-    finally:
-        State.announce = announce  # type: ignore[method-assign]
-    assert world.events == []
-    assert "the newer call counts" in lines[0]
+
+def test_others_have_their_turn_while_a_node_is_waited_for(world: World, run: Run) -> None:
+    """A standby that is still starting must not delay the call for the new primary."""
+    held: list[bool] = []
+
+    def look() -> None:
+        try:
+            os.close(lock.acquire(f"{world.state_dir}/efm.lock", 0))
+            held.append(False)
+        except TimeoutError:
+            held.append(True)
+
+    world.asked = look
+    world.truths = [Truth((state(DB1, P), state(DB2, None, Reach.REJECTING)))]
+    assert run("attach", "db2", "s")[0] == 75
+    assert held[0], "it is held while the databases are asked for the first time"
+    assert not any(held[1:-1]), "and given up while the node is waited for"
+    assert held[-1], "and held again for the decision"
 
 
 def test_a_primary_of_a_timeline_older_than_one_seen_before_gets_no_writes(world: World, run: Run) -> None:

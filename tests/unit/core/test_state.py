@@ -13,29 +13,29 @@ from efm_lb.state import State, new_call
 DB1, DB2 = Node("db1", "10.0.0.1", 5444), Node("fe80::2", "fe80::2", 5444)
 
 
-def test_a_newer_call_about_the_same_node_supersedes(tmp_path: Path) -> None:
+def test_a_newer_call_that_was_carried_out_and_wanted_the_opposite_counts(tmp_path: Path) -> None:
     state = State(str(tmp_path), "efm")
     first, second = new_call(), new_call()
-    state.announce(DB1, first)
-    assert not state.superseded(DB1, first)
-    state.announce(DB1, second)
-    assert state.superseded(DB1, first)
-    assert not state.superseded(DB1, second)
-    assert not state.superseded(DB2, first)
-    assert not State(str(tmp_path), "sales").superseded(DB1, first)
+    state.note(DB1, second, attached=False)
+    assert state.contradicted(DB1, first, attached=True)
+    assert not state.contradicted(DB1, first, attached=False)
+    assert not state.contradicted(DB1, new_call(), attached=True)
+    assert not state.contradicted(DB2, first, attached=True)
+    assert not State(str(tmp_path), "sales").contradicted(DB1, first, attached=True)
 
 
-def test_an_older_note_never_supersedes_a_call_that_could_not_be_noted(tmp_path: Path) -> None:
-    """The disk is full: the note of the call before is still there."""
+def test_an_older_call_never_takes_the_place_of_a_newer_one(tmp_path: Path) -> None:
     state = State(str(tmp_path), "efm")
-    state.announce(DB1, new_call())
-    assert not state.superseded(DB1, new_call())
+    first, second = new_call(), new_call()
+    state.note(DB1, second, attached=True)
+    state.note(DB1, first, attached=False)
+    assert state.contradicted(DB1, first, attached=False)
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "\xff\xfe", "-", "9" * 300])
 def test_a_damaged_note_loses_no_call(tmp_path: Path, content: str) -> None:
     (tmp_path / "efm.db1.call").write_text(content)
-    assert not State(str(tmp_path), "efm").superseded(DB1, "f" * 300 + "-1")
+    assert not State(str(tmp_path), "efm").contradicted(DB1, "1-1", attached=True)
     (tmp_path / "efm.timeline").write_text(content)
     assert State(str(tmp_path), "efm").timeline in (0, int("9" * 200))
 
@@ -50,7 +50,7 @@ def test_the_timeline(tmp_path: Path) -> None:
 
 def test_without_a_directory_nothing_is_known(tmp_path: Path) -> None:
     state = State(str(tmp_path / "gone"), "efm")
-    state.announce(DB1, "1-1")
+    state.note(DB1, "2-1", attached=True)
     state.timeline = 3
-    assert not state.superseded(DB1, "1-1")
+    assert not state.contradicted(DB1, "1-1", attached=False)
     assert state.timeline == 0

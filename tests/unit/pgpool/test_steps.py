@@ -194,7 +194,11 @@ def test_detach_of_the_primary_ends_with_the_new_one_found():
     [
         ("sPs", "u u+ u", "Done"),
         ("sPs", "w u+ u", "Done"),
-        ("sPs", "u+ u u", "Done"),
+        ("sss", "u+ u u", "Done"),
+        ("sPP", "u+ u u", "Done"),
+        # writes go to a standby: the call for the primary is on its way, or did not come
+        ("sPs", "u+ u u", "Wait"),
+        ("sPs", "u u u+", "Wait"),
         ("sPs", "d u+ u", "attach 0"),
         ("sPs", "q u+ u", "attach 0"),
         ("xPs", "d u+ u", "Fail"),
@@ -217,8 +221,24 @@ def test_detach_of_the_primary_ends_with_the_new_one_found():
 )
 def test_attach_of_the_first(databases, belief, expected):
     assert say(step(Attach(NODES[0], truth(databases)), belief)) == expected
-    again = "Fail" if expected == "Defer" else expected
+    again = "Wait" if expected == "Defer" else expected
     assert say(step(Attach(NODES[0], truth(databases), Origin.FOLLOW_UP), belief)) == again
+
+
+@pytest.mark.parametrize("belief", ["u+ u u", "u u u+"])
+def test_an_attach_that_finds_writes_at_a_standby_says_what_call_is_missing(belief):
+    result = step(Attach(NODES[0], truth("sPs")), belief, Memory(pool(belief), quiet=SETTLE))
+    assert isinstance(result, Fail)
+    assert not result.permanent
+    assert "efm-lb attach 10.0.0.12 p" in result.why
+
+
+def test_a_detach_of_what_another_host_s_promote_detached_for_a_moment_looks_again():
+    event = Detach(NODES[2], truth("xPs"))
+    for quiet, expected in ((0.0, "Wait"), (SETTLE, "Done")):
+        assert say(step(event, "d u d", Memory(pool("d u d"), quiet=quiet))) == expected
+    assert say(step(event, "d u u", Memory(pool("d u d"), quiet=SETTLE / 2))) == "detach 2"
+    assert say(step(event, "d u+ d")) == "Done"
 
 
 @pytest.mark.parametrize("kind", [Attach, Detach, Promote])
@@ -254,7 +274,11 @@ def test_a_command_is_waited_for_then_sent_once_more_then_given_up():
     twice = sent(late, attach)._replace(quiet=RESEND)
     result = next_step(event, backends, twice)
     assert isinstance(result, Wait)
-    assert "something else manages this pgpool" in result.why
+    assert "pgpool's main process is busy or hangs" in result.why
+    undone = observed(twice, pool("w u+ u"))
+    again = next_step(event, backends, undone)
+    assert isinstance(again, Wait)
+    assert "something else manages this pgpool" in again.why
 
 
 def test_nothing_is_sent_again_while_pgpool_searches():

@@ -47,7 +47,7 @@ HOLD = 2.0
 """Seconds until a held back event is judged again: see `_detach_blocks`."""
 
 SETTLE = 1.5
-"""Seconds that pgpool gets to find its primary after an attach. That search cannot be seen in its node info."""
+"""Seconds that pgpool gets to find its primary after an attach, whoever sent it: that search cannot be seen."""
 
 TRIES = 2
 """How often a run sends one command: when it is undone that often, something else manages this pgpool."""
@@ -111,7 +111,7 @@ class Memory(NamedTuple):
     :param first: the backends as they were before anything was sent
     :param sent: all commands that pgpool accepted, in order
     :param pending: the last of them while its effect was not seen
-    :param quiet: seconds since the last one was sent
+    :param quiet: seconds since the last one was sent, or since the first look
     :param search_timeout: pgpool's search_primary_node_timeout in seconds (0 is for ever), None before it is asked
     """
 
@@ -170,7 +170,7 @@ def next_step(event: Event, backends: tuple[Backend, ...], memory: Memory) -> St
     elif isinstance(event, Detach):
         step = _detach(event, target, backends, memory)
     elif isinstance(event, Attach):
-        step = _attach(event, target, backends)
+        step = _attach(event, target, backends, memory)
     else:
         return Fail(f"pgpool cannot do {type(event).__name__}", permanent=True)
     return _limited(step, memory) if isinstance(step, Command) else step
@@ -181,6 +181,8 @@ def _limited(command: Command, memory: Memory) -> Step:
     times = sum(past.verb == command.verb and past.backend.id == command.backend.id for past in memory.sent)
     if command.verb == "promote" and times:
         return Wait(f"{command} did not last: sr_check_user may be unable to log in to node {command.backend}")
+    if times >= TRIES and memory.pending:
+        return Wait(f"{command} was sent {times} times and not carried out: pgpool's main process is busy or hangs")
     if times >= TRIES:
         return Wait(f"{command} was sent {times} times and did not last: something else manages this pgpool")
     return command
@@ -293,7 +295,11 @@ def _detach(event: Detach, target: Backend, backends: tuple[Backend, ...], memor
     other = truth.primary if truth.primary != event.node else None
     successor = backend_of(other, backends) if other else None
     if target.detached:
-        if memory.sent and _searched(memory, target) and successor and not successor.is_primary:
+        if not memory.sent and primary_of(backends) is None and successor and successor.attached:
+            # Another host's promote may be making pgpool look again, by detaching and attaching just this standby.
+            if memory.quiet < SETTLE:
+                return Wait(f"node {target} is detached, but maybe not for long: pgpool has no primary")
+        elif memory.sent and _searched(memory, target) and successor and not successor.is_primary:
             return Wait(f"node {target} is detached, but pgpool has not found its primary, node {successor}")
         return Done(f"node {target} is detached")
     if _is_last_answering(event, target, backends):
@@ -318,7 +324,7 @@ def _is_last_answering(event: Detach, target: Backend, backends: tuple[Backend, 
     answering = [
         backend.id
         for state in event.truth.states
-        if state.reach in (Reach.ACCEPTING, Reach.DENIED)
+        if state.reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
         and (backend := backend_of(state.node, backends))
         and backend.attached
     ]
@@ -368,11 +374,17 @@ def _detach_blocks(event: Detach, target: Backend, backends: tuple[Backend, ...]
     return detach
 
 
-def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> Step:
+def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...], memory: Memory) -> Step:
     """Attach, unless the search that follows would move writes, or find nothing and block pgpool."""
     truth = event.truth
+    primary = primary_of(backends)
     if target.attached:
-        return Done(f"node {target} is attached")
+        stray = _stray_writes(truth, primary)
+        if not stray:
+            return Done(f"node {target} is attached")
+        why = f"node {target} is attached, but {stray}"
+        # The promote may be at work on another host.
+        return Wait(why) if memory.quiet < SETTLE else Fail(why)
     role = truth.role(event.node)
     if role is None:
         return Fail(f"{event.node.address} does not answer, so it is not attached")
@@ -380,7 +392,6 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> St
         return Fail(f"{_names(truth.primaries)} are both writable: an attach would make pgpool choose one by its id")
     if truth.primary is None:
         return _hold(event, f"no primary is proven, and attaching node {target} would block pgpool until one is")
-    primary = primary_of(backends)
     if role is Role.PRIMARY:
         if primary and primary.id == target.id:
             return Command("attach", target)
@@ -401,9 +412,19 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...]) -> St
     return Command("attach", target)
 
 
+def _stray_writes(truth: Truth, primary: Backend | None) -> str:
+    """How writes go to a proven standby although the primary is known: the call for that one did not come."""
+    if primary is None or not primary.attached or truth.primary is None:
+        return ""
+    if not any(standby.is_at(primary.host, primary.port) for standby in truth.standbys):
+        return ""
+    name = truth.primary.name
+    return f"pgpool sends writes to node {primary}, a standby; the primary is {name}: efm-lb attach {name} p"
+
+
 def _hold(event: Attach, why: str) -> Step:
-    """Once, for a call: the call that makes it right is on its way."""
-    return Defer(why, HOLD) if event.origin is Origin.HOOK else Fail(why)
+    """For a call: the one that makes it right is on its way. The follow-up waits for it."""
+    return Defer(why, HOLD) if event.origin is Origin.HOOK else Wait(why)
 
 
 def _names(nodes: tuple[Node, ...]) -> str:

@@ -141,4 +141,12 @@ def _database(state: NodeState) -> Finding:
             f"does not tell its role: {state.detail}",
             "check EFM_LB_PROBE__USER, __PASSFILE, __SSLMODE and pg_hba.conf",
         )
+    if state.reach is Reach.FULL:
+        return Finding(
+            Severity.WARNING,
+            subject,
+            f"does not tell its role: {state.detail}",
+            "keep a connection slot for EFM_LB_PROBE__USER: reserved_connections and pg_use_reserved_connections"
+            " from PostgreSQL 16 on",
+        )
     return Finding(Severity.WARNING, subject, f"{state.reach.value}: {state.detail}")

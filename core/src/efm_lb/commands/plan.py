@@ -31,7 +31,7 @@ def plan(configuration: Configuration, as_json: bool) -> int:
     failures |= {
         state.node.name: f"does not tell its role: {state.detail}"
         for state in seen.truth.states
-        if state.reach is Reach.DENIED
+        if state.reach in (Reach.DENIED, Reach.FULL)
     }
     for name, answer in seen.views.items():
         if not isinstance(answer.value, View):

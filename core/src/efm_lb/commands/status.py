@@ -35,7 +35,7 @@ def _problems(seen: Observation) -> list[str]:
     problems = [
         f"{state.node.name} does not tell its role: {state.detail}"
         for state in seen.truth.states
-        if state.reach is Reach.DENIED
+        if state.reach in (Reach.DENIED, Reach.FULL)
     ]
     if not seen.truth.primary:
         problems.append(no_primary(seen.truth))
