@@ -147,6 +147,7 @@ def _own_problems(detail: ErrorDetails, variables: Mapping[str, Variable]) -> li
         "float_parsing": f"{text!r} is not a number",
         "finite_number": f"{text!r} is not a number",
         "greater_than": f"{text!r} is not greater than {context.get('gt', 0):g}",
+        "less_than_equal": f"{text!r} is more than {context.get('le', 0):g}",
         "literal_error": f"{text!r} is none of {context.get('expected')}",
         "string_pattern_mismatch": f"{text!r} is not an absolute path",
         "value_error": str(context.get("error")),
