@@ -178,6 +178,8 @@ def test_a_full_disk(make_hook: MakeHook, cluster: Cluster, pgpool: Pgpool, tmp_
         assert run.exit_code == 0, run.output
         assert "not journalled" in run.output
         assert "No space left on device" in run.output
+        litter = [path.name for path in small.iterdir() if path.suffix.removeprefix(".").isdigit()]
+        assert not litter, "nothing is left half written"
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
