@@ -9,14 +9,16 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PGBIN   = $(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
+PGBINS := /usr/lib/postgresql/*/bin /usr/pgsql-*/bin
+## PostgreSQL's server: its client's package makes such a directory too.
+SERVER  = $(foreach bin,$(wildcard $(PGBINS)),$(and $(wildcard $(bin)/postgres),$(wildcard $(bin)/initdb),$(bin)))
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 packages:
 	@missing=""; \
-	[ -n "$(PGBIN)" ] || missing="$$missing postgresql"; \
+	[ -n "$(SERVER)" ] || missing="$$missing postgresql"; \
 	[ -x /usr/sbin/pgpool ] || command -v pgpool >/dev/null || missing="$$missing pgpool2"; \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \

@@ -31,6 +31,7 @@ _TYPES = {
     "standby": Role.STANDBY,
     "": None,
 }
+_LONGEST_FOLLOW_UP = 3600
 
 
 class Arguments(NamedTuple):
@@ -126,6 +127,6 @@ def _operands(kind: Kind, words: Sequence[str]) -> tuple[str, Role | None]:
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
-    if not text.replace(".", "", 1).isdecimal():
-        raise CallError(f"--follow-up needs seconds, not {text!r}")
+    if not text.replace(".", "", 1).isdecimal() or float(text) > _LONGEST_FOLLOW_UP:
+        raise CallError(f"--follow-up needs seconds, at most {_LONGEST_FOLLOW_UP}, not {text!r}")
     return float(text)

@@ -19,6 +19,7 @@ from efm_lb import __version__
 from efm_lb.balancers import Balancer
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.sources import Sources, mtime
+from efm_lb.state import replace
 from efm_lb.truth import Node
 
 __all__ = ["Stale", "load", "store"]
@@ -76,27 +77,7 @@ def store(configuration: Configuration, sources: Sources, files: Mapping[str, in
     :raises OSError: it could not be written; an older plan is left as it is
     """
     payload = marshal.dumps((_identity(sources), tuple(files.items()), _plain(configuration)))
-    path = f"{configuration.state_dir}/{configuration.cluster}.plan"
-    temporary = f"{path}.{os.getpid()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(temporary, flags, 0o600)
-    except FileExistsError:  # left by a process of the same number that was killed
-        os.unlink(temporary)
-        descriptor = os.open(temporary, flags, 0o600)
-    try:
-        try:
-            _write(descriptor, _HEADER + _checks(payload) + payload)
-            if os.geteuid() == 0:
-                # The plan that a root shell compiles is for the user whose directory it is: EFM's.
-                owner = os.stat(configuration.state_dir)
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace(f"{configuration.state_dir}/{configuration.cluster}.plan", _HEADER + _checks(payload) + payload, 0o600)
 
 
 def _read(path: str) -> bytes | Stale:
@@ -118,11 +99,6 @@ def _read(path: str) -> bytes | Stale:
         return os.read(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 def _checks(payload: bytes) -> bytes:

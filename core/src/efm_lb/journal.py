@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 
 # The C function behind json.dumps for texts: importing json costs forty times what encoding a record does.
 from _json import encode_basestring_ascii as _quoted
 from collections.abc import Mapping, Sequence
+
+from efm_lb.state import hand_over
 
 __all__ = ["Journal", "Value"]
 
@@ -50,16 +53,27 @@ class Journal:
         try:
             status = os.fstat(descriptor)
             if status.st_size > LIMIT:
-                # This record is the last of the old file: no other writer is left without one.
-                os.replace(self._path, self._path + ".1")
-            elif not status.st_size and not os.geteuid():
-                # Root's first look must not lock EFM's user out.
-                owner = os.stat(os.path.dirname(self._path))
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                self._set_aside(descriptor, status.st_ino)
+            elif not status.st_size:
+                hand_over(descriptor, self._path)
             if os.write(descriptor, line) < len(line):
                 raise OSError(28, "No space left on device")
         finally:
             os.close(descriptor)
+
+    def _set_aside(self, descriptor: int, inode: int) -> None:
+        """Make room for a new file; this record is the last of the old one, so that no writer is left without a file.
+
+        Of several writers that found it too long the first renames it. The others must not: by then the name may
+        stand for the new file, which would take the place of all history.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            renamed = os.lstat(self._path).st_ino != inode
+        except (BlockingIOError, FileNotFoundError):
+            renamed = True  # just now, or in a moment
+        if not renamed:
+            os.rename(self._path, self._path + ".1")
 
 
 def _encoded(value: Value) -> str:

@@ -6,6 +6,8 @@ import fcntl
 import os
 import time
 
+from efm_lb.state import hand_over
+
 __all__ = ["acquire"]
 
 _POLL = 0.02
@@ -18,13 +20,14 @@ def acquire(path: str, patience: float) -> int:
     calls of this host only; calls from other hosts meet at the balancer, which is
     why every step is idempotent and judged by a truth asked after the lock is held.
 
-    :param path: the lock file; made readable for all, so that root's file does not lock out EFM's user
+    :param path: the lock file; readable for all whatever the umask is, so that root's does not lock out EFM's user
     :param patience: seconds to wait
     :return: a file descriptor that holds the lock until it is closed
     :raises TimeoutError: another call still holds it
     :raises OSError: the file cannot be made
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    _open_to_all(descriptor, path)
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -39,3 +42,13 @@ def acquire(path: str, patience: float) -> int:
             raise
         else:
             return descriptor
+
+
+def _open_to_all(descriptor: int, path: str) -> None:
+    status = os.fstat(descriptor)
+    # Nothing else than a lock file: somebody else's directory may hold a link to anything.
+    if status.st_uid != os.geteuid() or status.st_size or status.st_nlink != 1:
+        return
+    if status.st_mode & 0o444 != 0o444:
+        os.fchmod(descriptor, 0o644)
+    hand_over(descriptor, path)

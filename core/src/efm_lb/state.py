@@ -1,4 +1,4 @@
-"""What calls of one cluster on one host must know of each other: small files in the state directory.
+"""What calls of one cluster on one host must know of each other: small files in the state directory, written whole.
 
 Nothing here is needed to drive a balancer, so a directory that cannot be written
 costs what the files would have told and nothing else; the journal's failure is the
@@ -12,7 +12,7 @@ import time
 
 from efm_lb.truth import Node
 
-__all__ = ["State", "new_call"]
+__all__ = ["State", "hand_over", "new_call", "replace"]
 
 
 def new_call() -> str:
@@ -76,15 +76,48 @@ class State:
             os.close(descriptor)
 
     def _write(self, path: str, text: str) -> None:
-        """Put ``text`` in place of the file's content, whole or not at all."""
-        partial = f"{path}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            descriptor = os.open(partial, flags, 0o644)
-            try:
-                os.write(descriptor, text.encode() + b"\n")
-            finally:
-                os.close(descriptor)
-            os.replace(partial, path)
+            replace(path, text.encode() + b"\n", 0o644)
         except OSError:
             return
+
+
+def replace(path: str, content: bytes, mode: int) -> None:
+    """Put ``content`` in place of a file's, whole or not at all.
+
+    :param mode: the file's, whatever the umask is; root's file belongs to the directory's owner, see `hand_over`
+    :raises OSError: it could not be written; the file is as it was, and nothing lies beside it
+    """
+    partial = f"{path}.{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(partial, flags, 0o600)
+    except FileExistsError:  # left by a process of the same number that was killed
+        os.unlink(partial)
+        descriptor = os.open(partial, flags, 0o600)
+    try:
+        try:
+            while content:
+                content = content[os.write(descriptor, content) :]
+            os.fchmod(descriptor, mode)
+            hand_over(descriptor, path)
+        finally:
+            os.close(descriptor)
+        os.rename(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def hand_over(descriptor: int, path: str) -> None:
+    """Give a new file of root's to the user whose directory it is in, EFM's, so that it locks nobody out.
+
+    Does nothing for another user than root, nor where the file system does not allow it.
+    """
+    if os.geteuid():
+        return
+    try:
+        owner = os.stat(os.path.dirname(path))
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    except OSError:
+        return

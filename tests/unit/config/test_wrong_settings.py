@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb.config import load as load_settings
+from efm_lb.config.secrets import is_secret
 from efm_lb.errors import NotReadableError, SettingsError
 from unit.config.fakes import MINIMAL, Complain, Install
 
@@ -22,6 +23,9 @@ NODES = "EFM_LB_NODES (FILE:1)"
     [
         ("EFM_LB_CONECT_TIMEOUT=3", "no such variable; did you mean EFM_LB_CONNECT_TIMEOUT?"),
         ("EFM_LB_PROBE__USR=x", "no such variable; did you mean EFM_LB_PROBE__USER?"),
+        ("EFM_LB_PROBE__SSL_CRT=/x", "no such variable; did you mean EFM_LB_PROBE__SSLCERT?"),
+        ("EFM_LB_PROBE__CONNECT=x", "no such variable"),
+        ("EFM_LB_PROB__USER=x", "no such variable; did you mean EFM_LB_PROBE__USER?"),
         ("EFM_LB_PROBE_USER=x", "no such variable; did you mean EFM_LB_PROBE__USER?"),
         ("EFM_LB_BALANCER__POOL1__PORT=1", "no such variable; did you mean EFM_LB_BALANCERS__POOL1__PORT?"),
         (f"{POOL1}__PROT=1", f"no such variable; did you mean {POOL1}__PORT?"),
@@ -42,6 +46,8 @@ NODES = "EFM_LB_NODES (FILE:1)"
         ("EFM_LB_DEADLINE=nan", "'nan' is not a number"),
         ("EFM_LB_DEADLINE=0", "'0' is not greater than 0"),
         ("EFM_LB_CONNECT_TIMEOUT=-1", "'-1' is not greater than 0"),
+        ("EFM_LB_CONNECT_TIMEOUT=3000000", "'3000000' is more than 3600"),
+        ("EFM_LB_DEADLINE=3601", "'3601' is more than 3600"),
         ("EFM_LB_CONNECT_TIMEOUT=10", "10 is not less than EFM_LB_DEADLINE (10)"),
         ("EFM_LB_STATE_DIR=state", "'state' is not an absolute path"),
         ("EFM_LB_PROBE__PASSFILE=.pgpass", "'.pgpass' is not an absolute path"),
@@ -156,6 +162,8 @@ class TestSecrets:
             "EFM_LB_PROBE__PASSWORD=hunter2",
             "EFM_LB_TOKEN=hunter2",
             "PGPASSWORD=hunter2",
+            "EFM_LB_PROBE__PASSWORT=hunter2",
+            f"{POOL1}__PASWORD=hunter2",
             f"{POOL1}__WRITE=host=/run user=x password=hunter2",
             f"{POOL1}__CERT=postgres://efm:hunter2@db1/edb",
         ],
@@ -172,6 +180,12 @@ class TestSecrets:
     @pytest.mark.parametrize("content", ["EFM_LB_PROBE__PASSWORD hunter2\n", "EFM_LB_PROBE__PASSWORD='hunter2\n"])
     def test_in_a_syntax_error(self, complain: Complain, content: str) -> None:
         assert not re.search("hunter2", " ".join(complain(content)))
+
+    @pytest.mark.parametrize(
+        "key", ["PASSFILE", "PASSWORD_FILE", "PASSWORDFILE", "PASSPORT", "SECURE", "USER", "KEYWORD"]
+    )
+    def test_what_is_none(self, key: str) -> None:
+        assert not is_secret(f"{POOL1}__{key}")
 
     def test_names_of_files_are_none(self, complain: Complain) -> None:
         assert complain(MINIMAL + "EFM_LB_PROBE__PASSFILE=/x\nEFM_LB_DEADLINE=x\n") == [

@@ -54,6 +54,7 @@ def test_hosts_of_every_form(host: str) -> None:
         (["attach", "db1", "--cluster"], "--cluster needs a value"),
         (["attach", "db1", "--follow-up", "soon"], "--follow-up needs seconds"),
         (["attach", "db1", "--follow-up", "nan"], "--follow-up needs seconds"),
+        (["attach", "db1", "--follow-up", "9" * 400], "--follow-up needs seconds, at most 3600"),
         (["attach", "db1", "--follow-up=-1"], "--follow-up needs seconds"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -71,6 +72,43 @@ def test_it_is_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "efm.journal.1").read_bytes().startswith(b"x" * (LIMIT + 1) + b'{"at"')
     Journal(str(path), "c2").record("call")
     assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("between", [["c1"], ["c1", "c3"]])
+def test_of_two_writers_that_find_it_too_long_one_sets_it_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: list[str]
+) -> None:
+    """The second one has opened the file and looked at its size when others write."""
+    path = tmp_path / "efm.journal"
+    path.write_bytes(b"x" * (LIMIT + 1) + b"\n")
+    fstat = os.fstat
+
+    def late(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        monkeypatch.setattr(os, "fstat", fstat)
+        for call in between:
+            Journal(str(path), call).record("call")
+        return status
+
+    monkeypatch.setattr(os, "fstat", late)
+    second = Journal(str(path), "c2")
+    second.record("call")
+    assert second.failure == ""
+    history, *records = (tmp_path / "efm.journal.1").read_text().splitlines()
+    assert history == "x" * (LIMIT + 1)
+    assert [json.loads(record)["call"] for record in records] == ["c1", "c2"]
+    new = path.read_text().splitlines() if path.exists() else []
+    assert [json.loads(record)["call"] for record in new] == between[1:]
+
+
+def test_a_writer_that_is_setting_it_aside_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "efm.journal"
+    path.write_bytes(b"x" * (LIMIT + 1))
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Journal(str(path), "c1").record("call")
+    assert path.read_text().endswith('"record": "call"}\n')
+    assert not (tmp_path / "efm.journal.1").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what another user may not write")

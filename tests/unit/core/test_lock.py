@@ -39,6 +39,43 @@ def test_another_user_can_take_it(tmp_path: Path) -> None:
     os.close(acquire(str(path), 0))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock another user out")
+@pytest.mark.parametrize("locked_out", [False, True])
+def test_efms_user_can_take_it_after_root_under_any_umask(tmp_path: Path, locked_out: bool) -> None:
+    """Also when an earlier call of root's has left a file that nobody else can open."""
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    os.chown(tmp_path, 12345, 12345)
+    path = tmp_path / "efm.lock"
+    if locked_out:
+        path.touch(0o600)
+    umask = os.umask(0o077)
+    try:
+        os.close(acquire(str(path), 0))
+    finally:
+        os.umask(umask)
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)
+    os.seteuid(12345)
+    try:
+        os.close(acquire(str(path), 0))
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("what", ["link", "content"])
+def test_what_is_no_lock_file_is_opened_to_nobody(tmp_path: Path, what: str) -> None:
+    """The directory is EFM's user's, and root runs this too: it may hold a link to a file of root's."""
+    secret = tmp_path / "secret"
+    secret.write_text("x" if what == "content" else "")
+    secret.chmod(0o600)
+    if what == "link":
+        os.link(secret, tmp_path / "efm.lock")
+    else:
+        secret.rename(tmp_path / "efm.lock")
+    os.close(acquire(str(tmp_path / "efm.lock"), 0))
+    assert (tmp_path / "efm.lock").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "efm.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb import Node
-from efm_lb.state import State, new_call
+from efm_lb.state import State, new_call, replace
 
 DB1, DB2 = Node("db1", "10.0.0.1", 5444), Node("fe80::2", "fe80::2", 5444)
 
@@ -46,6 +46,51 @@ def test_the_timeline(tmp_path: Path) -> None:
     state.timeline = 12
     assert State(str(tmp_path), "efm").timeline == 12
     assert sorted(os.listdir(tmp_path)) == ["efm.timeline"]
+
+
+def test_a_full_disk_leaves_the_old_note_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(str(tmp_path), "efm")
+    state.timeline = 12
+
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        state.timeline = 13
+        state.announce(DB1, "f-1")
+    assert state.timeline == 12
+    assert os.listdir(tmp_path) == ["efm.timeline"]
+
+
+def test_what_is_written_in_pieces_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:1]))
+    replace(str(tmp_path / "file"), b"several bytes", 0o640)
+    assert (tmp_path / "file").read_bytes() == b"several bytes"
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / f"efm.timeline.{os.getpid()}"
+    left.write_text("9")
+    state = State(str(tmp_path), "efm")
+    state.timeline = 12
+    assert state.timeline == 12
+    assert not left.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock another user out")
+def test_what_root_notes_under_any_umask_is_for_the_directorys_owner(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12345)
+    state = State(str(tmp_path), "efm")
+    umask = os.umask(0o077)
+    try:
+        state.announce(DB1, new_call())
+        state.timeline = 12
+    finally:
+        os.umask(umask)
+    for path in tmp_path.iterdir():
+        assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 12345, 0o644)
 
 
 def test_without_a_directory_nothing_is_known(tmp_path: Path) -> None:

@@ -160,6 +160,31 @@ def test_another_protocol_is_named_as_such(banner):
         session.log_in("pcp", "secret")
 
 
+@pytest.mark.parametrize("answer", [b"S", b"N"])
+def test_postgresqls_own_port_is_found_out_at_once(answer):
+    """PostgreSQL, pgpool's port for clients and PgBouncer hang up on PCP's first message without a word."""
+
+    def postgresql(connection):
+        if connection.recv(8) == b"\0\0\0\x08\x04\xd2\x16\x2f":
+            connection.sendall(answer)
+            connection.recv(1)
+
+    with FakePgpool(postgresql) as server, pytest.raises(TemporaryError, match="PostgreSQL's protocol") as caught:
+        connect(Server("127.0.0.1", server.port), "pcp", "secret", time.monotonic() + 2, 2)
+    assert not isinstance(caught.value, Interrupted), "asking again is of no use"
+    assert f"127.0.0.1:{server.port}" in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [b"", frame(b"N", b"SLOG\0"), error("FATAL", "invalid packet length")])
+def test_a_pgpool_that_restarts_its_listener_is_asked_again(answer):
+    def restarting(connection):
+        if connection.recv(8)[:1] != b"M":
+            connection.sendall(answer)
+
+    with FakePgpool(restarting) as server, pytest.raises(Interrupted):
+        connect(Server("127.0.0.1", server.port), "pcp", "secret", time.monotonic() + 2, 2)
+
+
 def test_a_server_that_closes_at_once_is_asked_about():
     with fed(b"") as session, pytest.raises(Interrupted, match=r"closed the connection.*is it pgpool's pcp_port"):
         session.log_in("pcp", "secret")

@@ -33,6 +33,10 @@ _MAX_RECEIVED = 4 << 20
 _MAX_BACKENDS = 128
 """MAX_NUM_BACKENDS in pgpool's pool_type.h."""
 _SALT_SIZE = 4
+_SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
+"""PostgreSQL's SSLRequest (protocol, 55.7): answered by one byte, S or N."""
+_POSTGRESQL_PATIENCE = 0.5
+"""Seconds for that answer."""
 _COMPLETE = "CommandComplete"
 
 
@@ -41,6 +45,10 @@ class Interrupted(TemporaryError):
 
     pgpool restarts its PCP listener about 1 s after every state change, which resets a connection now and then.
     """
+
+
+class _NoGreeting(Interrupted):
+    """It broke before the server had said anything: a restart, or another protocol."""
 
 
 class Refusal(TemporaryError):
@@ -91,6 +99,13 @@ def connect(server: Server, user: str, password: str, deadline: float, connect_t
     session = Session(server, _open(server, limit), limit)
     try:
         session.log_in(user, password)
+    except _NoGreeting:
+        session.close()
+        if _speaks_postgresql(server, limit):
+            raise TemporaryError(
+                f"{server} speaks PostgreSQL's protocol and not PCP: is it pgpool's pcp_port?"
+            ) from None
+        raise
     except BaseException:
         session.close()
         raise
@@ -145,7 +160,8 @@ class Session:
                 f"{self.server} does not speak PCP, it sent {bytes(self._buffer[:16])!r}: is it pgpool's pcp_port?"
             ) from None
         except Interrupted as error:
-            raise Interrupted(f"{error} before the login: is it pgpool's pcp_port?") from None
+            broken = Interrupted if self._buffer else _NoGreeting
+            raise broken(f"{error} before the login: is it pgpool's pcp_port?") from None
         if kind == b"E":
             raise self._login_refused(user, salt)
         if len(salt) != _SALT_SIZE:
@@ -352,6 +368,23 @@ def _open(server: Server, limit: float) -> _socket.socket:
             raise
         connection.close()
     raise TemporaryError(f"cannot connect to {server}: {problem}")
+
+
+def _speaks_postgresql(server: Server, limit: float) -> bool:
+    """Whether PostgreSQL, pgpool or PgBouncer listens there for clients. All hang up on what PCP begins with."""
+    limit = min(limit, monotonic() + _POSTGRESQL_PATIENCE)
+    try:
+        connection = _open(server, limit)
+    except TemporaryError:
+        return False
+    try:
+        connection.settimeout(max(0.001, limit - monotonic()))
+        connection.sendall(_SSL_REQUEST)
+        return connection.recv(HEADER_SIZE) in (b"S", b"N")
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _addresses(server: Server) -> list[tuple[int, str | tuple[object, ...]]]:

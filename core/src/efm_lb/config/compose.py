@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from efm_lb.balancers import Balancer
 from efm_lb.config.adapters import ask, read
@@ -20,6 +19,9 @@ from efm_lb.errors import SettingsError
 from efm_lb.outcomes import PermanentError
 from efm_lb.plugins import Installed, discover
 from efm_lb.sources import PREFIX, Sources
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = ["DEFAULT", "Loaded", "Unvalidated", "Value", "compose"]
 
@@ -145,6 +147,7 @@ def _own_problems(detail: ErrorDetails, variables: Mapping[str, Variable]) -> li
         "float_parsing": f"{text!r} is not a number",
         "finite_number": f"{text!r} is not a number",
         "greater_than": f"{text!r} is not greater than {context.get('gt', 0):g}",
+        "less_than_equal": f"{text!r} is more than {context.get('le', 0):g}",
         "literal_error": f"{text!r} is none of {context.get('expected')}",
         "string_pattern_mismatch": f"{text!r} is not an absolute path",
         "value_error": str(context.get("error")),

@@ -23,7 +23,7 @@ def _nodes(text: str) -> str:
 
 
 AbsolutePath = Annotated[str, Field(pattern="^/")]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
 
 class Probe(BaseModel):
@@ -55,7 +55,9 @@ class Settings(BaseSettings):
         examples=["10.0.0.11:5444,10.0.0.12:5444", "db1=10.0.0.11:5444,db2=[fd00::12]:5444"],
     )
     probe: Probe = Field(default_factory=Probe)
-    deadline: Seconds = Field(default=10, description="Seconds that one hook run may take after it has got the lock.")
+    deadline: Seconds = Field(
+        default=10, description="Seconds that one hook run may take after it has got the lock; at most 3600."
+    )
     connect_timeout: Seconds = Field(
         default=2,
         description="Seconds that a database or a balancer has to answer a connect and a login;"

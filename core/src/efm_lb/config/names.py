@@ -60,7 +60,12 @@ def balancer_variable(balancer: str, key: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that complains about ``name``: the nearest of the ``known`` names, or nothing."""
-    # All names have the same beginning, which must not make them look alike.
-    tails = {variable.removeprefix(PREFIX): variable for variable in known}
-    near = get_close_matches(name.upper().removeprefix(PREFIX), tails, 1, 0.7)
+    # All names have the same beginning, and those of one section more of it, which must not make them look alike.
+    name, names = name.upper(), list(known)
+    head, delimiter, _ = name.rpartition(DELIMITER)
+    section = head + delimiter
+    same = [variable for variable in names if section and variable.startswith(section)]
+    prefix = section if same else PREFIX
+    tails = {variable.removeprefix(prefix): variable for variable in same or names}
+    near = get_close_matches(name.removeprefix(prefix), tails, 1, 0.7)
     return f"; did you mean {tails[near[0]]}?" if near else ""

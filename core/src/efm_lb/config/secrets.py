@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 
 __all__ = ["MASK", "REMEDY", "holds_secret", "is_secret", "masked"]
 
@@ -11,13 +12,16 @@ REMEDY = "secrets come from files only: put it into a file and name the file (â€
 _NAME = re.compile(
     r"(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|(?:^|_)(?:PASS|PWD|PW|TOKEN|API_?KEY|PRIVATE_?KEY))$", re.IGNORECASE
 )
+_ALIKE = 0.85
+"""PASSWORT and PASWORD are that alike, PASSPORT and PASSFILE are not."""
 # A libpq connection string or URL with a password in it.
 _VALUE = re.compile(r"(?:^|[\s;&?])(?:ssl)?password\s*=|^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name would hold a secret."""
-    return _NAME.search(name) is not None
+    """Whether a variable of this name would hold a secret, also when the word for it is misspelt."""
+    word = name.rpartition("_")[2].upper()
+    return _NAME.search(name) is not None or SequenceMatcher(None, word, "PASSWORD").ratio() > _ALIKE
 
 
 def holds_secret(value: str) -> bool:
