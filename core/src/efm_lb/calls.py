@@ -8,7 +8,7 @@ from efm_lb.errors import CallError
 from efm_lb.events import Origin
 from efm_lb.truth import Node, Role
 
-__all__ = ["HOOKS", "Arguments", "Call", "Kind", "parse"]
+__all__ = ["HOOKS", "Arguments", "Call", "Kind", "parse", "without_options"]
 
 
 class Kind(Enum):
@@ -68,6 +68,19 @@ class Call(NamedTuple):
         return " ".join(words)
 
 
+_VALUED = ("--cluster", "--env-file", "--follow-up", "--call")
+
+
+def without_options(argv: Sequence[str]) -> str:
+    """The words of a command line, right or wrong, for a message about it."""
+    words, before = [], ""
+    for word in argv:
+        if not word.startswith("-") and before not in _VALUED:
+            words.append(word)
+        before = word
+    return " ".join(words)
+
+
 def parse(argv: Sequence[str]) -> Arguments:
     """Read ``attach HOST [TYPE]``, ``detach HOST [TYPE]`` or ``promote HOST`` and the options.
 
@@ -81,7 +94,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     rest = iter(argv[1:])
     for word in rest:
         name, equals, value = word.partition("=")
-        if name in ("--cluster", "--env-file", "--follow-up", "--call"):
+        if name in _VALUED:
             given = value if equals else next(rest, None)
             if not given:
                 raise CallError(f"{name} needs a value")

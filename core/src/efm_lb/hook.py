@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from efm_lb import follow_up, lock, signals
 from efm_lb import journal as journals
-from efm_lb.calls import Arguments, Call, Kind, parse
+from efm_lb.calls import Arguments, Call, Kind, parse, without_options
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
 from efm_lb.errors import (
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     :param argv: the command line without the program's name
     :return: the exit code (see `efm_lb.errors`)
     """
-    words = " ".join(word for word in argv if not word.startswith("-"))
+    words = without_options(argv)
     try:
         report = run(parse(argv), os.environ)
     except EfmLbError as error:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 from efm_lb.configuration import AdapterSource
@@ -18,6 +20,9 @@ from efm_lb.sources import mtime
 __all__ = ["GROUP", "Description", "Installed", "describe", "discover"]
 
 GROUP = "efm_lb.adapters"
+
+PATIENCE = 5.0
+"""Seconds that an adapter has to be imported and to tell its settings' schema."""
 
 
 class Installed(NamedTuple):
@@ -70,16 +75,26 @@ def discover() -> Installed:
     )
 
 
-def describe(source: AdapterSource) -> Description:
-    """Import one adapter and ask it for its schema. Never raises for the adapter's sake."""
+def describe(source: AdapterSource, patience: float = PATIENCE) -> Description:
+    """Import one adapter and ask it for its schema. Never raises for the adapter's sake, nor waits for it for ever.
+
+    :param patience: seconds; an adapter that hangs is left behind in its thread
+    """
+    described: SimpleQueue[Description] = SimpleQueue()
+    Thread(target=lambda: described.put(_describe(source)), name=source.name, daemon=True).start()
+    try:
+        return described.get(timeout=patience)
+    except Empty:
+        return Description(None, f"it did not tell its settings within {patience:g} s", {})
+
+
+def _describe(source: AdapterSource) -> Description:
     files = _stamps(_module_file(source.module))
     manager, failures = register([source])
     if failures:
         return Description(None, failures[source.name], files)
     try:
         schema = manager.hook.efm_lb_settings_schema()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         reason = " ".join(f"efm_lb_settings_schema raised {type(error).__name__}: {error}".split())
         return Description(None, reason, files)

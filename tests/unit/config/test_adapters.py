@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from efm_lb.config.adapters import BadSchemaError, Problem, closed, read
+from efm_lb.plugins import describe, discover
+from unit.config.fakes import Install
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,26 @@ def test_a_problem_of_several_settings_waits_until_each_is_right() -> None:
     )
     assert read({"a": "x"}, schema)[1] == [Problem("a", "'x' is not an integer")]
     assert read({"a": "1"}, schema)[1] == [Problem(None, "'b' is a dependency of 'a'")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time; time.sleep(3)",
+        """
+        import time
+        from efm_lb import hookimpl
+
+        @hookimpl
+        def efm_lb_settings_schema():
+            time.sleep(3)
+        """,
+    ],
+)
+def test_an_adapter_that_hangs_is_left_behind(install: Install, source: str) -> None:
+    install("acme-slow", {"slow": "acme_slow"}, acme_slow=source)
+    started = time.monotonic()
+    description = describe(discover().sources["slow"], patience=0.2)
+    assert time.monotonic() - started < 2
+    assert description.schema is None
+    assert description.failure == "it did not tell its settings within 0.2 s"

@@ -261,3 +261,12 @@ class TestEnvFile:
     def test_the_owners_private_group_may_write(self, env_file: Path, complain: Complain) -> None:
         env_file.chmod(0o660)
         assert complain(MINIMAL + "EFM_LB_DEADLINE=x\n") == ["EFM_LB_DEADLINE (FILE:4): 'x' is not a number"]
+
+
+def test_one_load_balancer_in_two_blocks(complain: Complain) -> None:
+    """It would be sent every command twice."""
+    twice = MINIMAL + "EFM_LB_BALANCERS__SPARE__ADAPTER=fake\nEFM_LB_BALANCERS__SPARE__HOST=10.0.0.9\n"
+    assert complain(twice) == [
+        "EFM_LB_BALANCERS__SPARE__ADAPTER: the same load balancer as EFM_LB_BALANCERS__POOL1__ADAPTER,"
+        " with the same settings: remove one of them"
+    ]

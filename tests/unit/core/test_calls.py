@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from efm_lb import Role
-from efm_lb.calls import Arguments, Kind, parse
+from efm_lb.calls import Arguments, Kind, parse, without_options
 from efm_lb.errors import CallError
 
 
@@ -61,3 +61,7 @@ def test_hosts_of_every_form(host: str) -> None:
 def test_a_wrong_call_says_what_is_wrong(argv: list[str], message: str) -> None:
     with pytest.raises(CallError, match=message):
         parse(argv)
+
+
+def test_a_message_names_the_words_and_not_the_options_values() -> None:
+    assert without_options(["attach", "db1", "p", "--env-file", "/x", "--cluster=c", "--json"]) == "attach db1 p"

@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_the_old_note_and_no_litter(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         state.timeline = 13
-        state.announce(DB1, "f-1")
+        state.note(DB1, "f-1", attached=True)
     assert state.timeline == 12
     assert os.listdir(tmp_path) == ["efm.timeline"]
 
@@ -85,7 +85,7 @@ def test_what_root_notes_under_any_umask_is_for_the_directorys_owner(tmp_path: P
     state = State(str(tmp_path), "efm")
     umask = os.umask(0o077)
     try:
-        state.announce(DB1, new_call())
+        state.note(DB1, new_call(), attached=True)
         state.timeline = 12
     finally:
         os.umask(umask)

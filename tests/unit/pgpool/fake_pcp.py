@@ -88,7 +88,10 @@ class Conversation:
     def __call__(self, connection):
         with connection.makefile("rb") as stream:
             while header := stream.read(5):
-                body = stream.read(int.from_bytes(header[1:], "big") - 4)
+                length = int.from_bytes(header[1:], "big")
+                if length > 259:
+                    return  # as pgpool does: no PCP packet is that long
+                body = stream.read(length - 4)
                 kind = header[:1]
                 if kind == b"X":
                     return

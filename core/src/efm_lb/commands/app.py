@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+import sys
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
-from efm_lb.errors import EfmLbError
+from efm_lb.errors import EX_SOFTWARE, EfmLbError
 from efm_lb.settings import settings_of
 
-__all__ = ["app"]
+__all__ = ["app", "run"]
 
 HOOKS = "Script hooks of EFM"
 
@@ -173,3 +174,25 @@ def adapters(json: Json = False) -> None:
     from efm_lb.commands.adapters import adapters
 
     raise typer.Exit(adapters(json))
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process: a bug, or an output that cannot be written, with one line and 70."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    problem = ""
+    try:
+        app()
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            problem = f"the output cannot be written: {error.strerror}"
+        else:
+            raise
+    except OSError as error:
+        problem = str(error)
+    except Exception as error:
+        problem = f"a bug in efm-lb: {type(error).__name__}: {error}"
+    sys.stderr.write(f"efm-lb: {problem}\n")
+    os._exit(EX_SOFTWARE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
@@ -97,6 +97,7 @@ def compose(sources: Sources) -> Loaded:
     for name, raw in sorted(balancers.items()):
         if ADAPTER in raw and raw[ADAPTER].value in adapters:
             ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
+    problems += _same_twice(ready)
     if problems or settings is None:
         raise SettingsError(*problems)
     used = sorted(adapters.items())
@@ -246,6 +247,15 @@ def _balancer(
         problems.append(f"{raw.get(key, balancer_variable(name, key))}: {problem.message}")
     values += _values(name, raw, settings)
     return Balancer(name, adapter.source.name, settings, connect_timeout)
+
+
+def _same_twice(balancers: Sequence[Balancer]) -> Iterator[str]:
+    """Balancers that are one and the same: it would be sent every command twice."""
+    for number, balancer in enumerate(balancers):
+        for other in balancers[:number]:
+            if (other.adapter, other.settings) == (balancer.adapter, balancer.settings):
+                name, first = (balancer_variable(each.name, ADAPTER) for each in (balancer, other))
+                yield f"{name}: the same load balancer as {first}, with the same settings: remove one of them"
 
 
 def _values(name: str, raw: Mapping[str, Variable], settings: Mapping[str, Any]) -> Iterator[Value]:
