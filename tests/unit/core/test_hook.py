@@ -412,11 +412,10 @@ def test_a_dry_run_of_a_deferred_detach_holds_nothing(world: World, run: Run) ->
     assert lines[1:] == ["pool1: asked to hold new work back"]
 
 
-@pytest.mark.parametrize(("redirection", "code"), [(">/dev/full", 70), (">&-", 0), ("| true", 0)])
+@pytest.mark.parametrize(("redirection", "code"), [(">/dev/full", 70), (">&-", 0)])
 def test_a_command_for_people_ends_without_a_traceback_wherever_its_output_goes(redirection: str, code: int) -> None:
-    script = f'set -o pipefail; "$@" {redirection}'
-    argv = ["bash", "-c", script, "bash", sys.executable, "-m", "efm_lb", "adapters"]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    argv = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "efm_lb", "adapters"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (1 if code else 0)
