@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic, sleep
 
 from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, replace_file
@@ -161,8 +162,7 @@ def _log_in(pooler: Pooler, limit: float) -> list[tuple[Console, Session | None]
         sessions[number] = console.session(limit)
         return []
 
-    works = [lambda n=number, c=console: log_in(n, c) for number, console in enumerate(pooler.consoles)]
-    results = in_parallel(works)
+    results = in_parallel([partial(log_in, number, console) for number, console in enumerate(pooler.consoles)])
     refused = [result for result in results if isinstance(result, PermanentError)]
     if refused:
         for session in sessions.values():

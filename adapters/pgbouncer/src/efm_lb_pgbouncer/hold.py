@@ -7,6 +7,7 @@ transactions that run have ended. It has no time-out of its own, and it outlives
 from __future__ import annotations
 
 from _signal import SIGTERM  # type: ignore[import-not-found]
+from functools import partial
 from os import kill
 from time import monotonic
 
@@ -78,7 +79,7 @@ def _mode(database: Database, session: Session, limit: float) -> str:
 
 def _pause(event: Detach, sessions: list[Session], names: list[str], limit: float) -> None:
     """PAUSE everywhere, or RESUME everywhere."""
-    problems = in_parallel([lambda s=session: _pause_at(event, s, names, limit) for session in sessions])
+    problems = in_parallel([partial(_pause_at, event, session, names, limit) for session in sessions])
     failed = [str(problem) for problem in problems if isinstance(problem, Exception)]
     if not failed:
         return
