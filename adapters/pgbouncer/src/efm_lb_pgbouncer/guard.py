@@ -24,6 +24,8 @@ __all__ = ["NotGuarded", "main", "start"]
 
 _POLL = 0.1
 """Seconds between two looks."""
+_FIRST_POLL = 0.02
+"""Seconds between two looks until they were seen paused: less than any promotion takes."""
 _LAST_TRIES = 60.0
 """Seconds that it goes on trying after HOLD, while PgBouncer does not answer."""
 
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     os.write(1, b"ready\n")
     os.close(1)
     while not told and monotonic() < until:
-        sleep(_POLL)
+        sleep(_POLL if all(each.seen for each in watched) else _FIRST_POLL)
         over = [each.is_over(until) for each in watched]
         if all(over):
             return 0
@@ -105,13 +107,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Watched:
-    """The databases of one PgBouncer process."""
+    """The databases of one PgBouncer process.
+
+    :ivar seen: they were seen paused
+    """
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self._console = console
         self._names = names
         self._session: Session | None = None
-        self._seen = False
+        self.seen = False
 
     def look(self, limit: float) -> list[str]:
         """Which of the databases are paused."""
@@ -132,8 +137,8 @@ class _Watched:
             paused = self.look(limit)
         except (TemporaryError, PermanentError):
             return False  # a PgBouncer that restarts is not paused; it will say so itself
-        self._seen = self._seen or bool(paused)
-        return self._seen and not paused
+        self.seen = self.seen or bool(paused)
+        return self.seen and not paused
 
     def let_go(self, limit: float) -> bool:
         """RESUME what is paused; whether nothing is any more."""

@@ -60,4 +60,4 @@ def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Databa
         for host in database.location.hosts
         if not any(node.is_at(host, database.location.port) for node in nodes)
     }
-    return View(tuple(views), tuple(sorted(strangers)))
+    return View(tuple(views), tuple(sorted(strangers)), reads=bool(pooler.read))
