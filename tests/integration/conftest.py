@@ -9,6 +9,7 @@ import pytest
 
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import Hook, efm_lb_hook, hook_environment
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 
 
@@ -53,6 +54,34 @@ def start_pgpool(cluster: Cluster) -> Iterator[Callable[..., Pgpool]]:
     yield start
     for pool in pools:
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def standing_pgbouncer(standing_cluster: Cluster) -> Iterator[Pgbouncer]:
+    """The session's PgBouncer with the recommended settings, in whatever state the last test left it."""
+    with Pgbouncer.start(standing_cluster) as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def pgbouncer(cluster: Cluster, standing_pgbouncer: Pgbouncer) -> Pgbouncer:
+    """A PgBouncer in front of `cluster`: one entry leads to the primary, one to the standbys."""
+    standing_pgbouncer.reset()
+    return standing_pgbouncer
+
+
+@pytest.fixture
+def start_pgbouncer(cluster: Cluster) -> Iterator[Callable[..., Pgbouncer]]:
+    """Start further ones, with settings of their own: ``start_pgbouncer(pool_mode="session")``."""
+    poolers: list[Pgbouncer] = []
+
+    def start(port: int = 0, **settings: object) -> Pgbouncer:
+        poolers.append(Pgbouncer.start(cluster, settings, port))
+        return poolers[-1]
+
+    yield start
+    for pooler in poolers:
+        pooler.close()
 
 
 @pytest.fixture

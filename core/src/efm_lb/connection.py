@@ -140,12 +140,16 @@ class Connection:
             self._library.PQfinish(self._connection)
             self._connection = None
 
+    def fileno(self) -> int:
+        """The socket's file descriptor, which stays libpq's own."""
+        return int(self._library.PQsocket(self._connection))
+
     @property
     def is_local(self) -> bool:
         """Whether the server runs on this host: by a Unix socket, or an address that is this host's own."""
         from _socket import AF_UNIX, dup, socket
 
-        own = socket(fileno=dup(self._library.PQsocket(self._connection)))
+        own = socket(fileno=dup(self.fileno()))
         try:
             # The kernel talks to one of its own addresses from that same address.
             return own.family == AF_UNIX or own.getsockname()[0] == own.getpeername()[0]
@@ -217,7 +221,7 @@ class Connection:
         """Wait until the socket is ready."""
         left = deadline - time.monotonic()
         ready = select.poll()
-        ready.register(self._library.PQsocket(self._connection), events)
+        ready.register(self.fileno(), events)
         if left <= 0 or not ready.poll(left * 1000):
             raise ConnectionFailed(silence, silent=True, reached=reached)
 

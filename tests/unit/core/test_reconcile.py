@@ -57,6 +57,14 @@ def test_differences(databases: str, believed: str, wanted: str) -> None:
     assert ", ".join(f"{type(event).__name__.lower()} {event.node.name}" for event in events) == wanted
 
 
+def test_where_no_reads_are_served_no_standby_is_missing() -> None:
+    believed = view("Wdd")._replace(reads=False)
+    assert differences(truth("Pss"), believed) == ()
+    assert disagreement(truth("Pss"), believed) == {}
+    moved = disagreement(truth("sPs"), believed)
+    assert set(moved) == {"db1", "db2"}, "writes are judged as ever"
+
+
 @given(
     st.text("".join(STATES), min_size=1, max_size=3),
     st.text("Waw d.".replace(" ", ""), min_size=3, max_size=3),

@@ -57,11 +57,15 @@ class Experience:
 class _Client(threading.Thread):
     """A session through the balancer, made again whenever it is cut."""
 
-    def __init__(self, name: str, host: str, port: int, pause: float) -> None:
+    _connect_limit = CONNECT_LIMIT
+    _statement_limit = STATEMENT_LIMIT
+
+    def __init__(self, name: str, host: str, port: int, pause: float, dbname: str = "postgres") -> None:
         super().__init__(name=name, daemon=True)
         self._host = host
         self._port = port
         self._pause = pause
+        self._dbname = dbname
         self._over = threading.Event()
         self._successes: list[float] = []
         self._troubles: list[_Trouble] = []
@@ -77,7 +81,7 @@ class _Client(threading.Thread):
     def end(self) -> None:
         """Stop after the current statement and wait for it."""
         self._over.set()
-        self.join(CONNECT_LIMIT + STATEMENT_LIMIT + 1)
+        self.join(self._connect_limit + self._statement_limit + 1)
 
     def wait_success(self, timeout: float = 10.0) -> bool:
         """Wait until one more statement has succeeded."""
@@ -114,7 +118,7 @@ class _Client(threading.Thread):
 
     def _step(self, session: sql.Session | None) -> sql.Session | None:
         try:
-            session = session or sql.Session(self._host, self._port, timeout=CONNECT_LIMIT)
+            session = session or sql.Session(self._host, self._port, dbname=self._dbname, timeout=self._connect_limit)
         except sql.SqlError as error:
             self._note("refused", error)
             return None
@@ -136,16 +140,20 @@ class _Client(threading.Thread):
 class Writer(_Client):
     """Inserts an increasing number every 5 ms; a number whose insert was not acknowledged is not tried again."""
 
-    def __init__(self, host: str, port: int, number: int = 1) -> None:
-        super().__init__(f"writer {number}", host, port, PAUSE)
+    def __init__(
+        self, host: str, port: int, number: int = 1, dbname: str = "postgres", limit: float = STATEMENT_LIMIT
+    ) -> None:
+        super().__init__(f"writer {number}", host, port, PAUSE, dbname)
         self.number = number
+        self._statement_limit = limit
+        self._connect_limit = max(CONNECT_LIMIT, limit if limit != STATEMENT_LIMIT else 0.0)
         self.acknowledged: dict[int, float] = {}
         """When each acknowledged row was acknowledged."""
         self._next = 0
 
     def _work(self, session: sql.Session) -> None:
         self._next += 1
-        session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", STATEMENT_LIMIT)
+        session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", self._statement_limit)
         self.acknowledged[self._next] = time.monotonic()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efm_lb.rehearsal.cluster import PROBE_PASSWORD, PROBE_USER, Cluster
+from efm_lb.rehearsal.pgbouncer import READ, WRITE, Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 
 __all__ = ["EFM_LB", "Hook", "Run", "efm_lb_hook", "hook_environment", "probe_passfile"]
@@ -99,13 +100,18 @@ def probe_passfile(cluster: Cluster) -> Path:
 
 
 def hook_environment(
-    cluster: Cluster, pools: Sequence[Pgpool], name: str = "efm", extra: Mapping[str, object] | None = None
+    cluster: Cluster,
+    pools: Sequence[Pgpool],
+    name: str = "efm",
+    extra: Mapping[str, object] | None = None,
+    poolers: Sequence[Pgbouncer] = (),
 ) -> Path:
     """Write an env file for efm-lb, and the password files and the state directory that it names.
 
     :param pools: become the balancers POOL1, POOL2, ... in this order
     :param name: of the file and of the state directory, for several hosts of one cluster
     :param extra: further variables, or other values for them; None leaves a variable out
+    :param poolers: become the balancers PGB1, PGB2, ...
     :return: the env file
     """
     directory = cluster.stage.directory
@@ -126,6 +132,16 @@ def hook_environment(
             f"{balancer}PORT": pool.pcp_port,
             f"{balancer}USER": pool.pcp_user,
             f"{balancer}PASSFILE": pool.pcp_passfile,
+        }
+    for number, pooler in enumerate(poolers, start=1):
+        balancer = f"EFM_LB_BALANCERS__PGB{number}__"
+        variables |= {
+            f"{balancer}ADAPTER": "pgbouncer",
+            f"{balancer}ADMIN": pooler.admin,
+            f"{balancer}CONFIG": pooler.entries,
+            f"{balancer}WRITE": WRITE,
+            f"{balancer}READ": READ,
+            f"{balancer}PASSFILE": pooler.passfile,
         }
     variables |= extra or {}
     file = directory / f"{name}.env"

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's and pgpool's server programs are, and as whom they run."""
+"""Where the server programs of PostgreSQL, pgpool and PgBouncer are, and as whom they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from efm_lb.errors import EX_UNAVAILABLE, EfmLbError
 
-__all__ = ["Account", "MissingProgramError", "pgpool", "postgres_bindir", "server_account"]
+__all__ = ["Account", "MissingProgramError", "pgbouncer", "pgpool", "postgres_bindir", "server_account"]
 
 
 class MissingProgramError(EfmLbError):
@@ -50,12 +50,23 @@ def pgpool() -> Path:
 
     :raises MissingProgramError: pgpool is not installed
     """
-    found = shutil.which("pgpool", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    found = _server_program("pgpool")
     if not found:
         raise MissingProgramError(
             "pgpool was not found: install the package pgpool2 (Debian, Ubuntu) or pgpool-II (Red Hat)"
         )
-    return Path(found)
+    return found
+
+
+def pgbouncer() -> Path:
+    """The program ``pgbouncer``.
+
+    :raises MissingProgramError: PgBouncer is not installed
+    """
+    found = _server_program("pgbouncer")
+    if not found:
+        raise MissingProgramError("pgbouncer was not found: install the package pgbouncer")
+    return found
 
 
 def server_account() -> Account | None:
@@ -73,6 +84,11 @@ def server_account() -> Account | None:
         ) from None
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups)
+
+
+def _server_program(name: str) -> Path | None:
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    return Path(found) if found else None
 
 
 def _bindirs() -> list[Path]:

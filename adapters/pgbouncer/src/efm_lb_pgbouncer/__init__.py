@@ -1,0 +1,1 @@
+"""The PgBouncer adapter of efm-lb: edits the entries in PgBouncer's file, and proves the change by its console."""

@@ -1,0 +1,194 @@
+"""PgBouncer's admin console: log in, look, tell. Every answer is read by column name, for the columns moved often."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import NamedTuple
+
+from efm_lb import Connection, ConnectionFailed, PermanentError, Reply, StatementFailed, TemporaryError
+from efm_lb_pgbouncer.entries import Location
+
+__all__ = ["Console", "Database", "Interrupted", "Refused", "Server", "Session", "quoted"]
+
+_NO_RETRY = ("connection option", "connection string", "connection info string", "invalid port number")
+"""What libpq says of an ADMIN that is no connection string."""
+_LOGIN_REFUSED = ("28000", "28P01")
+
+
+class Interrupted(TemporaryError):
+    """No console, or none any more: it may restart, so it may be tried anew."""
+
+
+class Refused(Exception):
+    """The console answers a command with an error."""
+
+
+class Database(NamedTuple):
+    """One row of SHOW DATABASES.
+
+    :param pool_mode: empty where it has none of its own
+    """
+
+    location: Location
+    paused: bool
+    disabled: bool
+    pool_mode: str
+
+
+class Server(NamedTuple):
+    """One connection to a database server, a row of SHOW SERVERS.
+
+    :param database: the entry
+    :param host: an address, or ``unix``
+    :param close_needed: it leads to where the entry led before
+    """
+
+    database: str
+    host: str
+    port: int
+    close_needed: bool
+
+
+class Console:
+    """Where one PgBouncer process is told something. Holds no connection.
+
+    :param conninfo: a libpq connection string without a password
+    :param passfile: libpq's, or empty for its default
+    :param connect_timeout: seconds that a login, and then each answer, may take
+    """
+
+    def __init__(self, conninfo: str, passfile: str, connect_timeout: float) -> None:
+        self.conninfo = conninfo
+        self.passfile = passfile
+        self.connect_timeout = connect_timeout
+
+    def __str__(self) -> str:
+        return self.conninfo
+
+    def session(self, limit: float) -> Session:
+        """Log in.
+
+        :param limit: by ``time.monotonic()``
+        :raises Interrupted: no answer
+        :raises PermanentError: the login is refused, or ADMIN is no connection string
+        """
+        keywords = {"dbname": "pgbouncer"}
+        if self.passfile:
+            keywords["passfile"] = self.passfile
+        try:
+            connection = Connection(keywords, min(limit, monotonic() + self.connect_timeout), self.conninfo)
+        except ConnectionFailed as failure:
+            if any(words in failure.words for words in _NO_RETRY):
+                raise PermanentError(f"ADMIN {self} is no connection string: {failure}") from None
+            if _is_refusal(failure):
+                raise PermanentError(f"{self} refuses the login: {failure}; the user must be in admin_users") from None
+            raise Interrupted(f"{self}: {failure}") from None
+        return Session(self, connection, self.connect_timeout)
+
+
+class Session:
+    """A login to a console."""
+
+    def __init__(self, console: Console, connection: Connection, patience: float) -> None:
+        self.console = console
+        self.connection = connection
+        self._patience = patience
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def command(self, statement: str, limit: float, patience: float | None = None) -> str:
+        """Send a command.
+
+        :param patience: seconds for the answer, where they are not the usual ones
+        :return: the command tag
+        :raises Refused: the console answers with an error
+        :raises Interrupted: no answer
+        :raises PermanentError: the user has no right to it
+        """
+        return self._ask(statement, limit, patience).tag
+
+    def databases(self, limit: float) -> dict[str, Database]:
+        """SHOW DATABASES, by name."""
+        found = {}
+        for row in self._rows("SHOW DATABASES", limit):
+            host = row["host"]
+            location = Location(tuple(host.split(",")) if host else (), int(row["port"] or 0))
+            found[row["name"] or ""] = Database(
+                location, row["paused"] == "1", row["disabled"] == "1", row["pool_mode"] or ""
+            )
+        return found
+
+    def servers(self, limit: float) -> list[Server]:
+        """SHOW SERVERS."""
+        return [
+            Server(row["database"] or "", row["addr"] or "", int(row["port"] or 0), row["close_needed"] == "1")
+            for row in self._rows("SHOW SERVERS", limit)
+        ]
+
+    def waiting(self, limit: float) -> dict[str, bool]:
+        """SHOW POOLS: for each database whether a client waits for a server and there is none."""
+        stuck: dict[str, bool] = {}
+        for row in self._rows("SHOW POOLS", limit):
+            connected = any(row[name] not in ("0", None) for name in ("sv_active", "sv_idle", "sv_used", "sv_tested"))
+            name = row["database"] or ""
+            stuck[name] = stuck.get(name, False) or (row["cl_waiting"] not in ("0", None) and not connected)
+        return stuck
+
+    def settings(self, limit: float) -> dict[str, str]:
+        """SHOW CONFIG."""
+        return {row["key"] or "": row["value"] or "" for row in self._rows("SHOW CONFIG", limit)}
+
+    def version(self, limit: float) -> str:
+        """SHOW VERSION, such as ``PgBouncer 1.18.0``. Before 1.13 it was a notice: empty."""
+        return next((row["version"] or "" for row in self._rows("SHOW VERSION", limit)), "")
+
+    def _rows(self, statement: str, limit: float) -> tuple[_Row, ...]:
+        try:
+            return tuple(_Row(row, statement) for row in self._ask(statement, limit).rows)
+        except Refused as refusal:
+            raise PermanentError(f"{self.console}: {statement}: {refusal}") from None
+
+    def _ask(self, statement: str, limit: float, patience: float | None = None) -> Reply:
+        patience = self._patience if patience is None else patience
+        try:
+            return self.connection.query(statement, min(limit, monotonic() + patience))
+        except StatementFailed as failure:
+            if "admin access needed" in str(failure):
+                raise PermanentError(
+                    f"{self.console}: {statement}: {failure}: the user must be in admin_users"
+                ) from None
+            raise Refused(_words(failure)) from None
+        except ConnectionFailed as failure:
+            raise Interrupted(f"{self.console}: {statement}: {failure}") from None
+
+
+class _Row(dict[str, "str | None"]):
+    """A row that says which column it lacks."""
+
+    def __init__(self, values: dict[str, str | None], statement: str) -> None:
+        super().__init__(values)
+        self._statement = statement
+
+    def __missing__(self, name: str) -> str | None:
+        raise PermanentError(f"{self._statement} has no column {name}: is this PgBouncer 1.9 or newer?")
+
+
+def quoted(name: str) -> str:
+    """A database name as the console's commands take it: bare words have no hyphen and no point there."""
+    return f'"{name}"'
+
+
+def _is_refusal(failure: ConnectionFailed) -> bool:
+    said = str(failure)
+    return (
+        failure.needs_password
+        or any(state in _LOGIN_REFUSED for state in failure.sqlstates)
+        or said.endswith("not allowed")
+        or any(words in said for words in ("no such user", "password authentication failed", "SSL required", "auth"))
+    )
+
+
+def _words(failure: StatementFailed) -> str:
+    """The message without severity and SQLSTATE."""
+    return str(failure).split(": ", 2)[-1]

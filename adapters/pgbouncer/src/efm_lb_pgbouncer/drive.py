@@ -1,0 +1,338 @@
+"""Bring a PgBouncer in line with an event: the file first, then every process that reads it, and prove it.
+
+The order is that of these facts, all measured with PgBouncer 1.18:
+
+* The file decides what a restart or the next RELOAD brings, so it is written first, and also while no console answers.
+* RELOAD answers success whatever happens (until 1.24), so SHOW DATABASES is the proof.
+* After a failed login PgBouncer tries no other for server_login_retry (15 s), wherever the entry leads by then.
+  So that is set to 0, after the RELOAD, which would undo it, and the last RELOAD brings the file's value back.
+* Clients that are held are let go only after that: a login that PAUSE interrupts counts as failed too.
+* A transaction that is stuck on a frozen old primary commits there when it thaws, and keeps its place in the pool.
+  KILL ends it, but cuts every client of the entry, so it is sent only for what is left after KILL_AFTER.
+* WAIT_CLOSE is never sent: every later PAUSE of that database would return at once, without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic, sleep
+
+from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, replace_file
+from efm_lb_pgbouncer.console import Console, Database, Interrupted, Refused, Server, Session, quoted
+from efm_lb_pgbouncer.entries import EntryError, Location, edited
+from efm_lb_pgbouncer.pooler import Pooler
+from efm_lb_pgbouncer.targets import Targets, targets
+
+__all__ = ["changes", "drive", "in_parallel", "leftovers", "wanted_of", "wrong"]
+
+_MARGIN = 0.1
+"""Seconds before the deadline at which to give up, so that the reason is still told."""
+_RETRY_PAUSE = 0.05
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.1
+_CONNECTED = 1.0
+"""Seconds that waiting clients get to be connected before server_login_retry has its own value again."""
+_GUARD = 5.0
+"""Seconds after which a KILL whose hook was killed is made good."""
+_FILE_TRIES = 3
+
+
+def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
+    """Bring the file and all processes in line with ``event``.
+
+    :param deadline: by ``time.monotonic()``
+    :return: changed, unchanged, or deferred where writes stay on a dead primary until another one is proven
+    :raises TemporaryError: no answer, or not done in time; says what is still wrong
+    :raises PermanentError: PgBouncer refuses, or the file cannot be edited
+    """
+    started = monotonic()
+    limit = deadline - _MARGIN
+    if started >= limit:
+        raise TemporaryError("no time was left to do anything")
+    wanted = wanted_of(event, pooler, pooler.content())
+    # Clients wait for a promote; what is only out of reach otherwise costs no more than a connect.
+    give_up = limit if wanted.writer else min(limit, started + pooler.connect_timeout)
+    sessions = _log_in(pooler, give_up)
+    try:
+        wanted, edits = _write(event, pooler)
+        settled = in_parallel([_settler(console, session, pooler, wanted, give_up) for console, session in sessions])
+    finally:
+        for _, session in sessions:
+            if isinstance(session, Session):
+                session.close()
+    did = list(edits)
+    for (console, _), outcome in zip(sessions, settled, strict=True):
+        if isinstance(outcome, list) and outcome:
+            did.append(", ".join(outcome) + (f" at {console}" if len(sessions) > 1 else ""))
+    failures = [outcome for outcome in settled if isinstance(outcome, Exception)]
+    if failures:
+        done = f"{'; '.join(did)}; but " if did else ""
+        kind = PermanentError if any(isinstance(failure, PermanentError) for failure in failures) else TemporaryError
+        raise kind(done + "; ".join(map(str, failures)))
+    return _outcome(event, wanted, did)
+
+
+def wanted_of(event: Event, pooler: Pooler, content: bytes) -> Targets:
+    """What an event wants of the entries in ``content``.
+
+    :raises PermanentError: an entry is missing, or PgBouncer would not take the file
+    :raises TemporaryError: the event's node is not what it must be
+    """
+    truth = event.truth
+    if isinstance(event, Attach) and truth.role(event.node) is None:
+        raise TemporaryError(f"{event.node.address} does not answer, so it is not attached")
+    if isinstance(event, Promote) and truth.primary != event.node:
+        raise TemporaryError(f"{event.node.address} is not proven to be the only primary")
+    locations = pooler.locations(content)
+    write = {name: locations[name] for name in pooler.write}
+    read = {name: locations[name] for name in pooler.read}
+    return targets(event, write, read, pooler.policy)
+
+
+def changes(wanted: Targets, locations: dict[str, Location]) -> dict[str, Location]:
+    """The entries of the file that must be edited. Pure."""
+    return {name: location for name, location in wanted.locations.items() if location != locations[name]}
+
+
+def wrong(databases: dict[str, Database], wanted: Targets) -> list[str]:
+    """The entries that a running PgBouncer has otherwise. Pure."""
+    return [
+        name
+        for name, location in wanted.locations.items()
+        if name not in databases or databases[name].location != location
+    ]
+
+
+def leftovers(servers: Sequence[Server], write: Sequence[str], writer: Node, nodes: Sequence[Node]) -> list[Server]:
+    """The connections of write entries that do not lead to the primary. Pure."""
+    return [
+        server
+        for server in servers
+        if server.database in write
+        and not writer.is_at(server.host, server.port)
+        and (server.close_needed or any(node.is_at(server.host, server.port) for node in nodes))
+    ]
+
+
+def in_parallel(works: Sequence[Callable[[], list[str]]]) -> list[list[str] | Exception]:
+    """Do several things at once; what one raises is its result."""
+    results: list[list[str] | Exception] = [[] for _ in works]
+
+    def run(number: int) -> None:
+        try:
+            results[number] = works[number]()
+        except Exception as error:
+            results[number] = error
+
+    others = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(1, len(works))]
+    for thread in others:
+        thread.start()
+    run(0)
+    for thread in others:
+        thread.join()
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, TemporaryError | PermanentError):
+            raise result
+    return results
+
+
+def _outcome(event: Event, wanted: Targets, did: list[str]) -> Outcome:
+    notes = "".join(f"; {note}" for note in wanted.notes)
+    if wanted.kept:
+        notes += f"; {', '.join(wanted.kept)} stays on {event.node.name} until another primary is proven"
+    if did:
+        return Outcome.changed("; ".join(did) + notes)
+    if wanted.kept:
+        return Outcome.deferred(notes.removeprefix("; "))
+    if wanted.writer:
+        return Outcome.unchanged(f"writes go to {wanted.writer.address}{notes}")
+    return Outcome.unchanged(f"nothing to change for {event.node.name}{notes}")
+
+
+def _log_in(pooler: Pooler, limit: float) -> list[tuple[Console, Session | None]]:
+    """One try at every console. What refuses the login ends it all, before anything is changed.
+
+    :raises PermanentError: a login was refused
+    """
+    sessions: dict[int, Session] = {}
+
+    def log_in(number: int, console: Console) -> list[str]:
+        sessions[number] = console.session(limit)
+        return []
+
+    results = in_parallel([partial(log_in, number, console) for number, console in enumerate(pooler.consoles)])
+    refused = [result for result in results if isinstance(result, PermanentError)]
+    if refused:
+        for session in sessions.values():
+            session.close()
+        raise refused[0]
+    return [(console, sessions.get(number)) for number, console in enumerate(pooler.consoles)]
+
+
+def _write(event: Event, pooler: Pooler) -> tuple[Targets, list[str]]:
+    """Edit the file, if it is not right.
+
+    :return: what is wanted of the entries as they are now, and what was changed, in words
+    """
+    for tries in range(_FILE_TRIES, 0, -1):
+        content = pooler.content()
+        wanted = wanted_of(event, pooler, content)
+        changed = changes(wanted, pooler.locations(content))
+        if not changed:
+            return wanted, []
+        try:
+            replace_file(pooler.config, content, edited(content, changed))
+        except EntryError as error:
+            raise PermanentError(pooler.said(error)) from None
+        except TemporaryError:
+            # Somebody else may have written it meanwhile: judge what it is now.
+            if tries == 1 or pooler.content() == content:
+                raise
+            continue
+        return wanted, [f"{name} -> {location}" for name, location in changed.items()]
+    raise AssertionError("unreachable")
+
+
+def _settler(
+    console: Console, session: Session | None, pooler: Pooler, wanted: Targets, limit: float
+) -> Callable[[], list[str]]:
+    """The work on one process: done again from its beginning while the process restarts."""
+
+    def settle() -> list[str]:
+        did: list[str] = []
+        current = session
+        while True:
+            try:
+                if current is None:
+                    current = console.session(limit)
+                _settle(current, pooler, wanted, limit, did)
+                return did
+            except Interrupted as error:
+                if current:
+                    current.close()
+                    current = None
+                if monotonic() + _RETRY_PAUSE >= limit:
+                    done = f"{', '.join(did)}, but " if did else ""
+                    raise TemporaryError(f"{done}{error}") from None
+                sleep(_RETRY_PAUSE)
+            except (TemporaryError, PermanentError) as error:
+                if did:
+                    raise type(error)(f"{', '.join(did)}, but {error}") from None
+                raise
+            finally:
+                if current and current is not session:
+                    current.close()
+                    current = None
+
+    return settle
+
+
+def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, did: list[str]) -> None:
+    databases = session.databases(limit)
+    writer = wanted.writer
+    reloaded = bool(wrong(databases, wanted))
+    if reloaded:
+        databases = _reload(session, pooler, wanted, limit)
+        did.append("RELOAD")
+    paused = [name for name in pooler.write if databases[name].paused] if writer else []
+    if reloaded or paused:
+        _tell(session, "SET server_login_retry = 0", limit)
+    for name in paused:
+        _resume(session, name, limit)
+        did.append(f"RESUME {name}")
+    ended = _end_leftovers(session, pooler, wanted, limit) if writer else ""
+    if ended:
+        did.append(ended)
+    if not (reloaded or paused or ended):
+        return
+    _until_connected(session, [*wanted.locations], limit)
+    _tell(session, "RELOAD", limit)
+    databases = session.databases(limit)
+    if still := wrong(databases, wanted):
+        raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
+    if writer and (again := [name for name in pooler.write if databases[name].paused]):
+        raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
+
+
+def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> dict[str, Database]:
+    """RELOAD until SHOW DATABASES shows the file, twice at most: another reload may have been under way."""
+    refusal = ""
+    for pause in (_RETRY_PAUSE, 0.0):
+        try:
+            session.command("RELOAD", limit)
+        except Refused as error:
+            refusal = f"RELOAD: {error}; "
+        databases = session.databases(limit)
+        still = wrong(databases, wanted)
+        if not still:
+            return databases
+        sleep(pause)
+    raise PermanentError(refusal + _differs(session, pooler, wanted, databases, still[0]))
+
+
+def _differs(session: Session, pooler: Pooler, wanted: Targets, databases: dict[str, Database], name: str) -> str:
+    shown = databases[name].location if name in databases else "no such entry"
+    return (
+        f"after RELOAD {session.console} shows {name} as {shown}, not as {wanted.locations[name]}, which is in"
+        f" {pooler.config}: PgBouncer's log says why (the file, or one that it is read with, has a syntax error or"
+        " cannot be read by PgBouncer's user; or another file defines the entry)"
+    )
+
+
+def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> str:
+    """Give sessions on the old primary KILL_AFTER to end, then end them.
+
+    :return: what was done, empty when nothing had to be
+    """
+    writer = wanted.writer
+    assert writer
+    until = min(monotonic() + pooler.kill_after, limit)
+    pause = _FIRST_PAUSE
+    while left := leftovers(session.servers(limit), pooler.write, writer, wanted.nodes):
+        if monotonic() + pause > until:
+            break
+        sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+    names = sorted({server.database for server in left})
+    if not names:
+        return ""
+    if session.connection.is_local:
+        from efm_lb_pgbouncer.guard import start
+
+        # KILL pauses too: were this process killed before its RESUME, nobody would be served.
+        start([session.console], names, _GUARD, limit)
+    for name in names:
+        _tell(session, f"KILL {quoted(name)}", limit)
+        _resume(session, name, limit)
+    hosts = ", ".join(sorted({f"{server.host}:{server.port}" for server in left}))
+    return f"KILL {', '.join(names)} ({len(left)} sessions were left on {hosts})"
+
+
+def _resume(session: Session, name: str, limit: float) -> None:
+    try:
+        session.command(f"RESUME {quoted(name)}", limit)
+    except Refused as refusal:
+        # Somebody else has done it meanwhile.
+        if "not paused" not in str(refusal):
+            raise TemporaryError(f"{session.console}: RESUME {name}: {refusal}") from None
+
+
+def _tell(session: Session, statement: str, limit: float) -> None:
+    try:
+        session.command(statement, limit)
+    except Refused as refusal:
+        raise TemporaryError(f"{session.console}: {statement}: {refusal}") from None
+
+
+def _until_connected(session: Session, names: Sequence[str], limit: float) -> None:
+    """Wait until every client that waits for a server has one, for a while."""
+    until = min(monotonic() + _CONNECTED, limit)
+    pause = _FIRST_PAUSE
+    while True:
+        waiting = session.waiting(limit)
+        if not any(waiting.get(name) for name in names) or monotonic() + pause > until:
+            return
+        sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -1,0 +1,158 @@
+"""The dead man's hand: a process of its own that lets held clients go when nobody else has.
+
+PgBouncer keeps a database paused when the process that paused it dies. So this process is there, and logged in, before
+the first PAUSE. It ends as soon as it has seen the databases paused and then not paused any more; after HOLD seconds,
+or when it is told to end, it RESUMEs what is still paused. It runs on PgBouncer's own host, in a session of its own:
+it outlives the hook and EFM's agent, and a host that dies takes PgBouncer with it.
+
+Run as ``python -I -m efm_lb_pgbouncer.guard HOLD CONNECT_TIMEOUT PASSFILE DATABASES ADMIN...``; writes one line to its
+standard output when it is ready.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Sequence
+from time import monotonic, sleep
+
+from efm_lb import PermanentError, TemporaryError
+from efm_lb_pgbouncer.console import Console, Interrupted, Refused, Session, quoted
+
+__all__ = ["NotGuarded", "main", "start"]
+
+_POLL = 0.1
+"""Seconds between two looks."""
+_FIRST_POLL = 0.02
+"""Seconds between two looks until they were seen paused: less than any promotion takes."""
+_LAST_TRIES = 60.0
+"""Seconds that it goes on trying after HOLD, while PgBouncer does not answer."""
+
+
+class NotGuarded(TemporaryError):
+    """The process is not there: nothing may be paused."""
+
+
+def start(consoles: Sequence[Console], names: Sequence[str], hold: float, limit: float) -> int:
+    """Start the process and wait until it is logged in everywhere.
+
+    :param names: the databases that it lets go
+    :param hold: seconds after which it does so
+    :param limit: when it must be ready, by ``time.monotonic()``
+    :return: its process id
+    :raises NotGuarded: it is not ready in time, or cannot be started
+    """
+    console = consoles[0]
+    argv = [
+        *(sys.executable, "-I", "-m", "efm_lb_pgbouncer.guard"),
+        *(f"{hold:g}", f"{console.connect_timeout:g}", console.passfile, ",".join(names)),
+        *(each.conninfo for each in consoles),
+    ]
+    reading, writing = os.pipe()
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 2)]
+    try:
+        try:
+            actions = [*null, (os.POSIX_SPAWN_DUP2, writing, 1)]
+            pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setsid=True)
+        except OSError as error:
+            raise NotGuarded(f"no process could be started to let clients go: {error.strerror}") from None
+        finally:
+            os.close(writing)
+        ready = select.poll()
+        ready.register(reading, select.POLLIN)
+        left = limit - monotonic()
+        said = os.read(reading, 500) if left > 0 and ready.poll(left * 1000) else b""
+    finally:
+        os.close(reading)
+    if said != b"ready\n":
+        why = said.decode("utf-8", "replace").strip() or "it did not begin in time"
+        raise NotGuarded(f"the process that lets clients go is not there: {why}")
+    return pid
+
+
+def main(argv: Sequence[str]) -> int:
+    """Guard databases until they are let go, or let them go.
+
+    :return: 0 when none is paused any more
+    """
+    from _signal import SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+
+    hold, connect_timeout, passfile, names, *admins = argv
+    until = monotonic() + float(hold)
+    told: list[int] = []
+    for number in (SIGTERM, SIGINT, SIGHUP):
+        # A service manager that ends EFM's agent ends this process too: clients go first.
+        signal(number, lambda number, frame: told.append(number))
+    watched = [_Watched(Console(text, passfile, float(connect_timeout)), names.split(",")) for text in admins]
+    try:
+        for each in watched:
+            each.look(until)
+    except (TemporaryError, PermanentError) as error:
+        os.write(1, f"{error}\n".encode())
+        return 1
+    os.write(1, b"ready\n")
+    os.close(1)
+    while not told and monotonic() < until:
+        sleep(_POLL if all(each.seen for each in watched) else _FIRST_POLL)
+        over = [each.is_over(until) for each in watched]
+        if all(over):
+            return 0
+    last = monotonic() + _LAST_TRIES
+    while True:
+        free = [each.let_go(last) for each in watched]
+        if all(free) or monotonic() > last:
+            return 0 if all(free) else 1
+        sleep(_POLL)
+
+
+class _Watched:
+    """The databases of one PgBouncer process.
+
+    :ivar seen: they were seen paused
+    """
+
+    def __init__(self, console: Console, names: Sequence[str]) -> None:
+        self._console = console
+        self._names = names
+        self._session: Session | None = None
+        self.seen = False
+
+    def look(self, limit: float) -> list[str]:
+        """Which of the databases are paused."""
+        try:
+            if self._session is None:
+                self._session = self._console.session(limit)
+            databases = self._session.databases(limit)
+        except Interrupted:
+            if self._session:
+                self._session.close()
+                self._session = None
+            raise
+        return [name for name in self._names if name in databases and databases[name].paused]
+
+    def is_over(self, limit: float) -> bool:
+        """Whether they were paused and are no more."""
+        try:
+            paused = self.look(limit)
+        except (TemporaryError, PermanentError):
+            return False  # a PgBouncer that restarts is not paused; it will say so itself
+        self.seen = self.seen or bool(paused)
+        return self.seen and not paused
+
+    def let_go(self, limit: float) -> bool:
+        """RESUME what is paused; whether nothing is any more."""
+        try:
+            for name in self.look(limit):
+                assert self._session
+                try:
+                    self._session.command(f"RESUME {quoted(name)}", limit)
+                except Refused:
+                    continue
+            return not self.look(limit)
+        except (TemporaryError, PermanentError):
+            return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

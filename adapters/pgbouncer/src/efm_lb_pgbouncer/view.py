@@ -1,0 +1,63 @@
+"""What the PgBouncer processes of one balancer believe about the nodes of the cluster."""
+
+from __future__ import annotations
+
+from efm_lb import Node, NodeView, TemporaryError, View
+from efm_lb_pgbouncer.console import Console, Database
+from efm_lb_pgbouncer.pooler import Pooler
+from efm_lb_pgbouncer.targets import is_at, nodes_at
+
+__all__ = ["view", "view_of"]
+
+
+def view(nodes: tuple[Node, ...], pooler: Pooler, deadline: float) -> View:
+    """Ask every process.
+
+    :raises TemporaryError: none answers
+    :raises PermanentError: a login was refused
+    """
+    seen: dict[Console, dict[str, Database]] = {}
+    problems = []
+    for console in pooler.consoles:
+        try:
+            session = console.session(deadline)
+            try:
+                seen[console] = session.databases(deadline)
+            finally:
+                session.close()
+        except TemporaryError as error:
+            problems.append(str(error))
+    if not seen:
+        raise TemporaryError("; ".join(problems))
+    return view_of(nodes, pooler, list(seen.values()), problems)
+
+
+def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Database]], problems: list[str]) -> View:
+    """The view that SHOW DATABASES of all processes amounts to. Pure.
+
+    A node gets the writes when every write entry of every process leads to it, and is attached when any entry does.
+
+    :param problems: what is to be said of processes that did not answer
+    """
+    views = []
+    for node in nodes:
+        entries: dict[str, bool] = {}
+        for databases in seen:
+            for name in pooler.entries:
+                database = databases.get(name)
+                if database and node in nodes_at(database.location, nodes):
+                    entries[name] = entries.get(name, False) or database.paused
+        writes = all(
+            name in databases and is_at(databases[name].location, node) for databases in seen for name in pooler.write
+        )
+        said = ", ".join(f"{name} (paused)" if paused else name for name, paused in entries.items())
+        views.append(NodeView(node, bool(entries), writes, "; ".join([said or "in no entry", *problems])))
+    strangers = {
+        str(database.location._replace(hosts=(host,)))
+        for databases in seen
+        for name in pooler.entries
+        if (database := databases.get(name))
+        for host in database.location.hosts
+        if not any(node.is_at(host, database.location.port) for node in nodes)
+    }
+    return View(tuple(views), tuple(sorted(strangers)), reads=bool(pooler.read))

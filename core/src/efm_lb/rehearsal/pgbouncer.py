@@ -1,0 +1,240 @@
+"""A real PgBouncer in front of a rehearsal's cluster, with its two entries in a file of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from types import TracebackType
+
+from efm_lb.rehearsal import programs, sql
+from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.stage import ServerError, end, free_port, tail
+from efm_lb.rehearsal.waiting import wait_until
+
+__all__ = ["ADMIN_PASSWORD", "ADMIN_USER", "READ", "WRITE", "Pgbouncer"]
+
+ADMIN_USER = "efm_lb"
+"""The user of the console; needs `ADMIN_PASSWORD`."""
+ADMIN_PASSWORD = "console-secret"
+WRITE = "app"
+"""The entry that leads to the primary."""
+READ = "app_ro"
+"""The entry that leads to the standbys."""
+_HOST = "127.0.0.1"
+
+_SETTINGS: Mapping[str, object] = {
+    "auth_type": "hba",
+    "pool_mode": "transaction",
+    "default_pool_size": 20,
+    "max_client_conn": 200,
+    "server_login_retry": 15,
+    # Not the default: a login to a server that is frozen would take 60 s.
+    "server_connect_timeout": 15,
+    "ignore_startup_parameters": "extra_float_digits",
+    "admin_users": ADMIN_USER,
+}
+
+_ACCESS = f"""
+local all {ADMIN_USER} scram-sha-256
+host all {ADMIN_USER} 127.0.0.0/8 scram-sha-256
+local all all trust
+host all all 127.0.0.0/8 trust
+"""
+
+
+class Pgbouncer:
+    """One PgBouncer on 127.0.0.1.
+
+    :ivar name: ``pgb1``, ``pgb2``, ...
+    :ivar host: where clients connect
+    :ivar port: where clients connect, and part of the socket's name
+    :ivar directory: holds the socket of the console, and the files
+    :ivar entries: the file with the entries, which pgbouncer.ini takes in
+    :ivar admin: the console, as ADMIN wants it
+    :ivar passfile: libpq's, with the console's password
+    """
+
+    host = _HOST
+
+    def __init__(self, cluster: Cluster, settings: Mapping[str, object], port: int = 0) -> None:
+        self.cluster = cluster
+        self._stage = cluster.stage
+        self._program = programs.pgbouncer()
+        number = 1
+        while (self._stage.directory / f"pgb{number}").exists():
+            number += 1
+        self.name = f"pgb{number}"
+        self.directory = self._stage.make_directory(self.name)
+        self.port = port or free_port(_HOST)
+        self.log = self._stage.directory / f"{self.name}.log"
+        self.entries = self.directory / "databases.ini"
+        self.admin = f"host={self.directory} port={self.port} user={ADMIN_USER}"
+        self.passfile = self._stage.directory / f"{self.name}.pgpass"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._write_files(settings)
+
+    @classmethod
+    def start(cls, cluster: Cluster, settings: Mapping[str, object] | None = None, port: int = 0) -> Pgbouncer:
+        """Configure and start a PgBouncer for ``cluster``.
+
+        :param settings: of pgbouncer.ini, over the recommended ones
+        :param port: of another PgBouncer, to share it by so_reuseport
+        :raises MissingProgramError: PgBouncer is not installed
+        :raises ServerError: it did not start
+        """
+        pooler = cls(cluster, settings or {}, port)
+        try:
+            pooler.launch()
+        except BaseException:
+            pooler.close()
+            raise
+        return pooler
+
+    def __enter__(self) -> Pgbouncer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Pgbouncer {self.name} {self.host}:{self.port}>"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, timeout: float = 10.0) -> None:
+        """Start it and wait until its console answers.
+
+        :raises ServerError: it ended, or did not answer within ``timeout`` seconds
+        """
+        self.process = self._stage.start([self._program, self.directory / "pgbouncer.ini"], self.log)
+        if not wait_until(lambda: not self.running or self._answers(), timeout, 0.01) or not self.running:
+            raise ServerError(f"{self.name} did not start; its log ends with:\n{self.log_tail()}")
+
+    def stop(self) -> None:
+        """End it at once and wait for its end. SIGINT waits for clients, and SIGTERM does so from 1.23 on."""
+        if not self.process:
+            return
+        self.thaw()
+        if self.running and not end(self.process, signal.SIGQUIT, timeout=5):
+            self.process.kill()
+            self.process.wait()
+        self._stage.forget(self.process)
+        self.process = None
+
+    def restart(self) -> None:
+        """Stop and start it: it reads its files anew, and is not paused."""
+        self.stop()
+        self.launch()
+
+    def reset(self) -> None:
+        """As at first: running, not paused, the entries leading to node 0 and to all others. Cheap when it is so."""
+        self.thaw()
+        self.write_entries(self.first_entries())
+        if not self.running or any(row["paused"] != "0" for row in self.show("databases")):
+            self.restart()
+        else:
+            self.console("RELOAD")
+            for row in self.show("databases"):
+                if row["name"] in (WRITE, READ):
+                    # Pools that met a dead server try no other for server_login_retry.
+                    self.console(f"KILL {row['name']}")
+                    self.console(f"RESUME {row['name']}")
+
+    def freeze(self) -> None:
+        """Stop it: the kernel takes connections for it, and nothing ever answers."""
+        if self.process and self.running:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one run again."""
+        if self.process and self.running:
+            self.process.send_signal(signal.SIGCONT)
+
+    def console(self, command: str, timeout: float = 5.0) -> list[dict[str, str | None]]:
+        """Tell the console something, over the Unix socket.
+
+        :raises sql.SqlError: no answer within ``timeout`` seconds, or an error
+        """
+        with self.console_session(timeout) as session:
+            return session.execute(command, timeout)
+
+    def console_session(self, timeout: float = 5.0) -> sql.Session:
+        """A login to the console."""
+        options = {"host": str(self.directory), "hostaddr": "", "passfile": str(self.passfile)}
+        return sql.Session("", self.port, ADMIN_USER, "pgbouncer", timeout, options)
+
+    def show(self, what: str) -> list[dict[str, str]]:
+        """A SHOW command's rows, by column name."""
+        return [{name: value or "" for name, value in row.items()} for row in self.console(f"SHOW {what}")]
+
+    def places(self) -> dict[str, str]:
+        """Where each entry leads to, as ``host:port``."""
+        return {row["name"]: f"{row['host']}:{row['port']}" for row in self.show("databases")}
+
+    def paused(self) -> list[str]:
+        """The entries whose clients are held."""
+        return [row["name"] for row in self.show("databases") if row["paused"] == "1"]
+
+    def query(self, statement: str, entry: str = WRITE, timeout: float = 5.0) -> list[dict[str, str | None]]:
+        """Run one statement through it.
+
+        :raises sql.SqlError: no session or no answer within ``timeout`` seconds, or the statement failed
+        """
+        with sql.Session(self.host, self.port, SUPERUSER, entry, timeout) as session:
+            return session.execute(statement, timeout)
+
+    def first_entries(self) -> str:
+        """The file with the entries as it is written at first."""
+        primary, *standbys = self.cluster.nodes
+        hosts = ",".join(node.host for node in standbys or [primary])
+        return (
+            "[databases]\n"
+            f"{WRITE} = host={primary.host} port={primary.port} dbname=postgres\n"
+            f"{READ} = host={hosts} port={primary.port} dbname=postgres\n"
+        )
+
+    def write_entries(self, text: str) -> None:
+        """Replace the file with the entries."""
+        self._stage.write(self.entries, text)
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        return tail(self.log, lines)
+
+    def close(self) -> None:
+        """Stop it, whatever it is doing; not when the stage is kept."""
+        if not self._stage.kept:
+            self.stop()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.console("SHOW VERSION", timeout=1))
+        except sql.SqlError:
+            return False
+
+    def _write_files(self, overrides: Mapping[str, object]) -> None:
+        settings: dict[str, object] = {
+            **_SETTINGS,
+            "listen_addr": _HOST,
+            "listen_port": self.port,
+            "unix_socket_dir": self.directory,
+            "auth_file": self.directory / "users.txt",
+            "auth_hba_file": self.directory / "hba.conf",
+            **overrides,
+        }
+        lines = [f"%include {self.entries}\n", "[pgbouncer]\n"]
+        lines += [f"{name} = {value}\n" for name, value in settings.items()]
+        self._stage.write(self.directory / "pgbouncer.ini", "".join(lines))
+        self._stage.write(self.directory / "users.txt", f'"{ADMIN_USER}" "{ADMIN_PASSWORD}"\n"{SUPERUSER}" ""\n')
+        self._stage.write(self.directory / "hba.conf", _ACCESS)
+        self.write_entries(self.first_entries())
+        self.directory.chmod(0o711)
+        descriptor = os.open(self.passfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"*:*:*:{ADMIN_USER}:{ADMIN_PASSWORD}\n")

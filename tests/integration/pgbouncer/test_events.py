@@ -1,0 +1,229 @@
+"""Attach, detach and promote against a real PgBouncer and real databases."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.rehearsal.pgbouncer import READ, WRITE
+
+
+def switch_over(cluster, new=1):
+    """Stop the primary and promote another node, which the rest follows; the old one stays down."""
+    cluster.nodes[0].stop()
+    cluster.nodes[new].promote()
+    for server in cluster.nodes[1:]:
+        if server.number != new:
+            server.follow(cluster.nodes[new])
+
+
+def commands(pgbouncer, since):
+    """What the console was told, from its log."""
+    text = Path(pgbouncer.log).read_text(errors="replace")[since:]
+    words = ("RELOAD", "PAUSE", "RESUME", "KILL", "SET", "WAIT_CLOSE")
+    return [line for line in text.splitlines() if any(f"LOG {word} " in line for word in words)]
+
+
+def mark(pgbouncer):
+    return len(Path(pgbouncer.log).read_text(errors="replace"))
+
+
+def test_what_is_right_is_told_nothing(manager, pgbouncer):
+    since, before = mark(pgbouncer), pgbouncer.entries.stat()
+    for kind, number in ((Promote, 0), (Attach, 1), (Attach, 2)):
+        assert manager.send(kind, number).result is Result.UNCHANGED
+        assert manager.plan(kind, number) == ()
+    assert commands(pgbouncer, since) == []
+    assert pgbouncer.entries.stat().st_mtime_ns == before.st_mtime_ns
+    assert pgbouncer.entries.stat().st_ino == before.st_ino
+
+
+def test_a_standby_goes_out_and_comes_back(manager, cluster, pgbouncer):
+    port = cluster.nodes[0].port
+    assert manager.send(Detach, 2).result is Result.CHANGED
+    assert manager.belief() == "P+ + -"
+    assert pgbouncer.places()[READ] == f"127.0.0.12:{port}"
+    assert manager.send(Detach, 2).result is Result.UNCHANGED
+    assert manager.send(Attach, 2).result is Result.CHANGED
+    assert pgbouncer.places()[READ] == f"127.0.0.12,127.0.0.13:{port}"
+
+
+def test_the_primary_serves_reads_when_no_standby_is_left(manager, pgbouncer, cluster):
+    manager.send(Detach, 1)
+    manager.send(Detach, 2)
+    assert pgbouncer.places()[READ] == f"127.0.0.11:{cluster.nodes[0].port}"
+    assert pgbouncer.query("select 1 as one", READ) == [{"one": "1"}]
+    manager.send(Attach, 2)
+    assert pgbouncer.places()[READ] == f"127.0.0.13:{cluster.nodes[0].port}", "it was only there for want of others"
+
+
+@pytest.mark.parametrize(("policy", "hosts"), [("always", "127.0.0.12,127.0.0.11"), ("never", "127.0.0.12")])
+def test_the_primary_among_the_readers(manage, pgbouncer, cluster, policy, hosts):
+    manager = manage(pgbouncer, read_includes_primary=policy)
+    manager.send(Detach, 2)
+    assert pgbouncer.places()[READ] == f"{hosts}:{cluster.nodes[0].port}"
+
+
+def test_reads_never_go_to_the_primary_when_that_is_the_policy(manage, pgbouncer, cluster):
+    manager = manage(pgbouncer, read_includes_primary="never")
+    manager.send(Detach, 2)
+    cluster.nodes[1].kill()
+    outcome = manager.send(Detach, 1)
+    assert outcome.result is Result.UNCHANGED
+    assert "must not lead to the primary" in outcome.detail
+    assert pgbouncer.places()[READ] == f"127.0.0.12:{cluster.nodes[0].port}"
+
+
+def test_a_failover(manager, cluster, pgbouncer):
+    cluster.nodes[0].kill()
+    held = manager.send(Detach, 0)
+    assert held.result is Result.DEFERRED
+    assert "app stays on 127.0.0.11" in held.detail
+    cluster.nodes[1].promote()
+    cluster.nodes[2].follow(cluster.nodes[1])
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    assert outcome.detail.startswith(f"{WRITE} -> 127.0.0.12:{cluster.nodes[1].port}; {READ} -> 127.0.0.13:")
+    assert manager.belief() == "- P+ +"
+    assert pgbouncer.query("select pg_is_in_recovery() as standby") == [{"standby": "f"}]
+    assert manager.send(Promote, 1).result is Result.UNCHANGED
+    assert manager.send(Detach, 0).result is Result.UNCHANGED
+    cluster.nodes[0].rejoin(cluster.nodes[1])
+    assert manager.send(Attach, 0).result is Result.CHANGED
+    assert manager.belief() == "+ P+ +"
+
+
+def test_the_detach_alone_moves_writes_when_it_comes_last(manager, cluster):
+    switch_over(cluster)
+    assert manager.send(Detach, 0).result is Result.CHANGED
+    assert manager.belief() == "- P+ +"
+    assert manager.send(Promote, 1).result is Result.UNCHANGED
+
+
+def test_an_attach_never_moves_writes(manager, cluster):
+    switch_over(cluster)
+    assert manager.send(Attach, 1).result is Result.CHANGED, "the new primary serves reads no more"
+    assert manager.belief() == "P+ - +"
+    assert manager.send(Attach, 2).result is Result.UNCHANGED
+
+
+def test_a_node_that_is_down_is_not_attached(manager, cluster):
+    manager.send(Detach, 2)
+    cluster.nodes[2].stop()
+    with pytest.raises(TemporaryError, match="does not answer"):
+        manager.send(Attach, 2)
+
+
+def test_the_plan_names_the_steps(manager, cluster, pgbouncer):
+    switch_over(cluster)
+    port = cluster.nodes[1].port
+    assert manager.plan(Promote, 1) == (
+        f"{pgbouncer.entries}: {WRITE} -> 127.0.0.12:{port}",
+        f"{pgbouncer.entries}: {READ} -> 127.0.0.13:{port}",
+        f"RELOAD at {pgbouncer.admin}",
+    )
+    assert manager.belief() == "P+ + +", "nothing was done"
+
+
+def test_several_processes_on_one_port_are_each_told(manage, cluster, start_pgbouncer):
+    """Trap 26: a console over TCP reaches any one of them."""
+    first = start_pgbouncer(so_reuseport=1)
+    second = start_pgbouncer(first.port, so_reuseport=1)
+    (second.directory / "pgbouncer.ini").write_text(
+        (second.directory / "pgbouncer.ini").read_text().replace(str(second.entries), str(first.entries))
+    )
+    first.directory.chmod(0o755)
+    second.restart()
+    manager = manage(first, second)
+    assert [f for f in manager.check() if f.severity is Severity.ERROR] == []
+    switch_over(cluster)
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    for pooler in (first, second):
+        assert pooler.places()[WRITE] == f"127.0.0.12:{cluster.nodes[1].port}"
+        assert f"RELOAD at {pooler.admin}" in outcome.detail
+    second.stop()
+    with pytest.raises(TemporaryError, match=second.name):
+        manager.send(Promote, 1, seconds=1)
+
+
+def test_a_pgbouncer_that_restarts_is_waited_for(manager, cluster, pgbouncer):
+    import threading
+
+    switch_over(cluster)
+    pgbouncer.stop()
+    threading.Timer(1.0, pgbouncer.launch).start()
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    assert pgbouncer.places()[WRITE] == f"127.0.0.12:{cluster.nodes[1].port}"
+
+
+def test_a_pgbouncer_that_is_down_finds_the_truth_when_it_starts(manager, cluster, pgbouncer):
+    switch_over(cluster)
+    pgbouncer.stop()
+    started = time.monotonic()
+    with pytest.raises(TemporaryError, match=f"{WRITE} -> 127.0.0.12:.*but .*Connection refused"):
+        manager.send(Promote, 1, seconds=1.5)
+    assert time.monotonic() - started < 1.6
+    pgbouncer.launch()
+    assert manager.belief() == "- P+ +"
+    assert manager.send(Promote, 1).result is Result.UNCHANGED
+
+
+def test_the_follow_up_of_a_dead_primary_changes_nothing(manager, cluster):
+    cluster.nodes[0].kill()
+    assert manager.send(Detach, 0, Origin.FOLLOW_UP).result is Result.DEFERRED
+    assert manager.belief() == "P+ + +"
+
+
+def test_entries_for_writes_alone(manage, pgbouncer, cluster):
+    manager = manage(pgbouncer, read=[])
+    assert manager.send(Detach, 2).result is Result.UNCHANGED
+    assert manager.belief() == "P+ - -"
+    assert not manager.view().reads
+    switch_over(cluster)
+    assert manager.send(Promote, 1).result is Result.CHANGED
+    assert manager.belief() == "- P+ -"
+
+
+def test_check_of_a_well_configured_one(manage, start_pgbouncer):
+    manager = manage(start_pgbouncer(server_login_retry=1))
+    findings = manager.check()
+    assert [f for f in findings if f.severity is not Severity.OK] == []
+    assert len(findings) > 6
+
+
+def test_check_finds_what_will_go_wrong(manage, start_pgbouncer, cluster):
+    pooler = start_pgbouncer(pool_mode="session", so_reuseport=1, query_wait_timeout=5)
+    pooler.write_entries(pooler.first_entries() + f"* = host=127.0.0.11 port={cluster.nodes[0].port}\n")
+    pooler.console("RELOAD")
+    pooler.entries.write_text(pooler.entries.read_text().replace("host=127.0.0.11", "host=192.0.2.1"))
+    pooler.console(f"PAUSE {READ}")
+    manager = manage(pooler, write=[WRITE, "missing"])
+    found = {(f.subject, f.severity) for f in manager.check() if f.severity is not Severity.OK}
+    assert found == {
+        ("missing", Severity.ERROR),
+        (WRITE, Severity.ERROR),
+        (READ, Severity.WARNING),
+        ("*", Severity.WARNING),
+        ("server_login_retry", Severity.WARNING),
+        ("server_fast_close", Severity.WARNING),
+        ("so_reuseport", Severity.WARNING),
+        ("query_wait_timeout", Severity.WARNING),
+    }
+
+
+def test_check_of_a_user_who_may_only_look(manage, start_pgbouncer):
+    pooler = start_pgbouncer(admin_users="someone_else", stats_users="efm_lb")
+    (error,) = [f for f in manage(pooler).check() if f.severity is Severity.ERROR]
+    assert error.subject == "admin_users"
+    with pytest.raises(PermanentError, match="admin access needed"):
+        manage(pooler).send(Detach, 2)
+
+
+def test_check_of_a_console_on_another_address(manage, pgbouncer):
+    manager = manage(pgbouncer, admin=[f"host=127.0.0.1 port={pgbouncer.port} user=efm_lb"])
+    assert [f for f in manager.check() if "another host" in f.detail] == []

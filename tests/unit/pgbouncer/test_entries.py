@@ -1,0 +1,225 @@
+"""The file is read as PgBouncer reads it, and nothing in it changes but the hosts and ports that must."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efm_lb_pgbouncer.entries import EntryError, Location, edited, entry_of, location_of, parse
+
+NEW = Location(("10.0.0.12",), 5444)
+
+
+def edit(text: str, **wanted: Location) -> str:
+    return edited(text.encode(), wanted or {"app": NEW}).decode()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # Trap 24: what sed does to each of these.
+        ("app = host=db-1.example.com port=5444", "app = host=10.0.0.12 port=5444"),
+        ("app = host=/var/run/postgresql port=5444", "app = host=10.0.0.12 port=5444"),
+        ("app = host=fd00::1 port=5444", "app = host=10.0.0.12 port=5444"),
+        ("app = host = x  port = 5432", "app = host = 10.0.0.12  port = 5444"),
+        ("app=host=x port=5432 dbname=app", "app=host=10.0.0.12 port=5444 dbname=app"),
+        ("app = dbname=app port=5444 host=x", "app = dbname=app port=5444 host=10.0.0.12"),
+        ("app = host='x' port='5432'", "app = host=10.0.0.12 port=5444"),
+        ("app = password='host=x '' y' host=y port=5444", "app = password='host=x '' y' host=10.0.0.12 port=5444"),
+        ("app = dbname=host=y host=x port=5444", "app = dbname=host=y host=10.0.0.12 port=5444"),
+        ("app = host= port=1", "app = host= 10.0.0.12 port=5444"),
+        ("app = dbname=app", "app = dbname=app host=10.0.0.12 port=5444"),
+        ("app = host=x", "app = host=10.0.0.12 port=5444"),
+        ("app =", "app =host=10.0.0.12 port=5444"),
+        ("app = ", "app = host=10.0.0.12 port=5444"),
+        ("app = host=x port=5444 ", "app = host=10.0.0.12 port=5444 "),
+        ("\tapp\t=\thost=x port=5444\t", "\tapp\t=\thost=10.0.0.12 port=5444\t"),
+        ("app = host=10.0.0.12 port=05444", "app = host=10.0.0.12 port=05444"),
+    ],
+)  # fmt: skip
+def test_one_entry(before: str, after: str) -> None:
+    assert edit(before) == after
+    assert edit(f"[databases]\r\n{before}\r\n[pgbouncer]\r\n") == f"[databases]\r\n{after}\r\n[pgbouncer]\r\n"
+
+
+def test_only_the_named_entry_of_the_right_section() -> None:
+    text = (
+        "; app = host=comment\n"
+        "# app = host=comment\n"
+        "[databases]\n"
+        "%include /etc/pgbouncer/other.ini\n"
+        "app2 = host=x port=1\n"
+        "app = host=x port=1   \n"
+        "app.old = host=x port=1\n"
+        "* = host=x port=1\n"
+        "\n"
+        "[users]\n"
+        "app = pool_mode=session\n"
+        "[pgbouncer]\n"
+        "listen_addr = *\n"
+    )
+    assert edit(text) == text.replace("app = host=x port=1   \n", "app = host=10.0.0.12 port=5444   \n")
+
+
+def test_an_included_file_begins_in_the_middle_of_the_section() -> None:
+    assert edit("app = host=x port=5444\n") == "app = host=10.0.0.12 port=5444\n"
+
+
+def test_an_entry_on_the_line_of_its_section() -> None:
+    assert edit("[databases] app = host=x port=5444") == "[databases] app = host=10.0.0.12 port=5444"
+
+
+def test_bytes_that_are_no_text_stay() -> None:
+    before = b"; \xff\xfe\n[databases]\nx = dbname=\xe9\napp = host=\xe9 port=5444\n"
+    assert edited(before, {"app": NEW}) == before.replace(b"host=\xe9", b"host=10.0.0.12")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        (("fd00::12",), "fd00::12"),
+        (("10.0.0.12", "10.0.0.13"), "10.0.0.12,10.0.0.13"),
+        (("/run/post gresql",), "'/run/post gresql'"),
+        (("/run/o'clock",), "'/run/o''clock'"),
+    ],
+)
+def test_hosts_are_written_so_that_pgbouncer_reads_them(hosts: tuple[str, ...], text: str) -> None:
+    after = edit("app = host=x port=5444 dbname=y", app=Location(hosts, 5444))
+    assert after == f"app = host={text} port=5444 dbname=y"
+    assert location_of(entry_of("app", parse(after.encode()))) == Location(hosts, 5444)
+
+
+@pytest.mark.parametrize("host", ["", "a,b", "a\nb", "a\0b", "a\tb"])
+def test_a_host_that_cannot_be_written_is_refused(host: str) -> None:
+    with pytest.raises(EntryError, match="cannot be written"):
+        edit("app = host=x port=5444", app=Location((host,), 5444))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("[databases]\nother = host=x\n", 0, "there is no entry app"),
+        ("[databases]\n%include b.ini\n", 0, "no entry app; it includes b.ini"),
+        ("[users]\napp = host=x\n", 0, "there is no entry app"),
+        ("app = host=x\n\napp = host=y\n", 3, "a second entry app, after line 1"),
+        ("app = host=x host=y\n", 1, "host= twice"),
+        ("app = port=1 host=y port=2\n", 1, "port= twice"),
+        # Trap 25: a trailing comment.
+        ("[databases]\napp = host=x port=1 ; the primary\n", 2, "a comment must have a line of its own"),
+        ("app = host=x # the primary\n", 1, "a comment must have a line of its own"),
+        ("app = host='x port=1\n", 1, "quote after host= is not closed"),
+        ("app = host='x'port=1\n", 1, "no space after the quoted value"),
+        ("app = host=\n", 1, "host= has no value"),
+        ("app = host=''\n", 1, "host= has no value"),
+        ("app = host=x port=abc\n", 1, "port is no number"),
+        ("app = host=x port=0\n", 1, "port is no number"),
+        ("app = secret\n", 1, "no name=value"),
+        ("[databases\napp = host=x\n", 1, "closing bracket"),
+        ("app = host=x\nnonsense\n", 2, "neither a comment nor key = value"),
+        ("app = host=x\n= host=x\n", 2, "neither a comment nor key = value"),
+        ("app = host=x\nmy db = host=x\n", 2, "neither a comment nor key = value"),
+        ("app = host=x\n\0\n", 2, "no text"),
+    ],
+)
+def test_what_is_refused_says_where_and_why(text: str, line: int, what: str) -> None:
+    with pytest.raises(EntryError, match=what) as caught:
+        edit(text)
+    assert caught.value.line == line
+
+
+def test_an_error_never_shows_a_password() -> None:
+    for text in ("app = host=x password=sec'ret ;x", "app = password='sec'ret", "app = password=secret secret2"):
+        with pytest.raises(EntryError) as caught:
+            edit(text)
+        assert "sec" not in str(caught.value).replace("secret2", "")
+
+
+def test_entries_that_newer_releases_quote_are_passed_over() -> None:
+    text = "\"my db\" = host=x\n'other' = host=y\napp = host=x port=5444\n"
+    assert edit(text) == text.replace("app = host=x", "app = host=10.0.0.12")
+
+
+# Properties
+
+NAMES = st.text("abcxyzABC019_.-", min_size=1, max_size=8)
+VALUES = st.text(
+    st.characters(blacklist_characters="\0\n\r", blacklist_categories=["Cs"]), min_size=1, max_size=12
+).filter(lambda text: text.strip(" \t\v\f\x1c\x1d\x1e\x1f\x85") == text)
+SPACES = st.sampled_from(["", " ", "  "])
+HOSTS = st.lists(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126, blacklist_characters=",'"), min_size=1, max_size=15),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+LOCATIONS = st.builds(Location, HOSTS, st.integers(1, 65535))
+
+
+@st.composite
+def pairs(draw: st.DrawFn, name: str, value: str) -> str:
+    quoted = " " in value or "'" in value or draw(st.booleans())
+    text = "'" + value.replace("'", "''") + "'" if quoted else value
+    return f"{name}{draw(SPACES)}={draw(SPACES)}{text}"
+
+
+@st.composite
+def lines(draw: st.DrawFn, name: str) -> str:
+    """One entry, as anybody may have written it."""
+    given = {"dbname": draw(VALUES), "password": draw(VALUES)}
+    if draw(st.booleans()):
+        given["host"] = ",".join(draw(HOSTS))
+    if draw(st.booleans()):
+        given["port"] = str(draw(st.integers(1, 65535)))
+    words = draw(st.permutations([draw(pairs(key, value)) for key, value in given.items()]))
+    between = draw(st.sampled_from([" ", "   "]))
+    return f"{draw(SPACES)}{name}{draw(SPACES)}={draw(SPACES)}{between.join(words)}{draw(SPACES)}"
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A file, and the names of its entries."""
+    names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    text = draw(st.sampled_from(["", f"[databases]{end}", f"[pgbouncer]{end}x = y{end}[databases]{end}"]))
+    for name in names:
+        text += draw(st.sampled_from(["", f"; {name} = host=a{end}", f"#{end}", end])) + draw(lines(name)) + end
+    text += draw(st.sampled_from(["", f"[users]{end}{names[0]} = pool_mode=session{end}", "; the end"]))
+    return text, names
+
+
+@given(files(), st.data())
+def test_after_an_edit_the_entry_leads_there_and_all_else_is_as_it_was(
+    file: tuple[str, list[str]], data: st.DataObject
+) -> None:
+    text, names = file
+    before = text.encode()
+    wanted = data.draw(st.dictionaries(st.sampled_from(names), LOCATIONS, min_size=1))
+    after = edited(before, wanted)
+    parsed, original = parse(after), parse(before)
+    assert [entry.name for entry in parsed.entries] == [entry.name for entry in original.entries] == names
+    for entry, old in zip(parsed.entries, original.entries, strict=True):
+        if entry.name in wanted:
+            assert location_of(entry) == wanted[entry.name]
+            others = [(pair.name, pair.value) for pair in entry.pairs if pair.name not in (b"host", b"port")]
+            assert others == [(pair.name, pair.value) for pair in old.pairs if pair.name not in (b"host", b"port")]
+        else:
+            assert after[entry.start : entry.end] == before[old.start : old.end]
+    assert edited(after, wanted) == after, "what is right is left alone"
+    assert after.count(b"\n") == before.count(b"\n")
+
+
+@given(files())
+def test_what_is_right_already_is_the_same_bytes(file: tuple[str, list[str]]) -> None:
+    text, names = file
+    parsed = parse(text.encode())
+    there = {name: location_of(entry_of(name, parsed)) for name in names}
+    assert edited(text.encode(), there) == text.encode()
+
+
+@given(st.binary(max_size=200), NAMES)
+def test_any_bytes_end_in_an_edit_or_in_a_reason(content: bytes, name: str) -> None:
+    with contextlib.suppress(EntryError):
+        after = edited(content, {name: NEW})
+        assert location_of(entry_of(name, parse(after))) == NEW
