@@ -15,6 +15,7 @@ from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
     from efm_lb.hookspecs import hookimpl
+    from efm_lb.replace import read_file, replace_file
     from efm_lb.views import Finding, NodeView, Severity, View
 
 __version__ = "0.1.0"
@@ -40,11 +41,13 @@ __all__ = [
     "Truth",
     "View",
     "hookimpl",
+    "read_file",
+    "replace_file",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Load pluggy, and what only commands for people need, when it is first asked for (PEP 562)."""
+    """Load what not every hook run needs when it is first asked for (PEP 562)."""
     if name == "hookimpl":
         from efm_lb.hookspecs import hookimpl
 
@@ -53,4 +56,8 @@ def __getattr__(name: str) -> object:
         from efm_lb import views
 
         return getattr(views, name)
+    if name in ("read_file", "replace_file"):
+        from efm_lb import replace
+
+        return getattr(replace, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
