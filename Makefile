@@ -17,6 +17,7 @@ help:
 packages:
 	@missing=""; \
 	[ -n "$(PGBIN)" ] || missing="$$missing postgresql"; \
+	[ -x /usr/sbin/haproxy ] || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	[ -x /usr/sbin/pgpool ] || command -v pgpool >/dev/null || missing="$$missing pgpool2"; \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's and pgpool's server programs are, and as whom they run."""
+"""Where the server programs of PostgreSQL and the load balancers are, and as whom they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from efm_lb.errors import EX_UNAVAILABLE, EfmLbError
 
-__all__ = ["Account", "MissingProgramError", "pgpool", "postgres_bindir", "server_account"]
+__all__ = ["Account", "MissingProgramError", "haproxy", "pgpool", "postgres_bindir", "server_account"]
 
 
 class MissingProgramError(EfmLbError):
@@ -55,6 +55,17 @@ def pgpool() -> Path:
         raise MissingProgramError(
             "pgpool was not found: install the package pgpool2 (Debian, Ubuntu) or pgpool-II (Red Hat)"
         )
+    return Path(found)
+
+
+def haproxy() -> Path:
+    """The program ``haproxy``.
+
+    :raises MissingProgramError: HAProxy is not installed
+    """
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    if not found:
+        raise MissingProgramError("haproxy was not found: install the package haproxy")
     return Path(found)
 
 
