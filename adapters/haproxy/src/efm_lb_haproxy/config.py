@@ -1,7 +1,7 @@
 """haproxy.cfg as bytes: find the ``server`` lines, and change the word ``disabled`` on them and nothing else. Pure.
 
 The words of a line are found as haproxy finds them (2.6, `parse_line`): blanks of any kind separate words, an unquoted
-``#`` ends the line, also within a word, ``\\`` escapes the next byte outside of strong quotes, and a carriage return
+``#`` ends the line, also within a word, ``\\`` escapes some bytes outside of strong quotes, and a carriage return
 ends the line. Where a line belongs is told by the section keyword before it. Conditional blocks (``.if``) are looked
 into, whatever their condition: all lines of a server are kept alike.
 """
@@ -19,6 +19,8 @@ _SECTIONS = frozenset(
 )
 _BLANKS = b" \t\v\f"
 _ENDS = b"\r\n\0"
+_ESCAPED = b" \\#\"'$"
+"""What a backslash takes its meaning from. Before anything else it stays, or makes a byte that is in no name."""
 
 _TAKING_ONE = frozenset(
     b"addr agent-addr agent-inter agent-port agent-send alpn ca-file check-alpn check-proto check-reuse-pool check-sni"
@@ -109,7 +111,7 @@ def _word(content: bytes, start: int, end: int) -> tuple[Word, int]:
     at = start
     while at < end and content[at] not in _ENDS:
         byte = content[at : at + 1]
-        if byte == b"\\" and quote != b"'" and at + 1 < end and content[at + 1] not in _ENDS:
+        if byte == b"\\" and quote != b"'" and at + 1 < end and content[at + 1] in _ESCAPED:
             value += content[at + 1 : at + 2]
             at += 2
             continue
@@ -228,10 +230,8 @@ def edited(content: bytes, wanted: Mapping[int, bool]) -> bytes:
         else:
             for word in _keywords(line.words[3:]):
                 if word.value == b"disabled":
-                    start = word.start
-                    while content[start - 1] in _BLANKS:
-                        start -= 1
-                    pieces.append(content[done:start])
+                    # Up to the word before, whose last byte may be an escaped blank.
+                    pieces.append(content[done : line.words[line.words.index(word) - 1].end])
                     done = word.end
     return b"".join([*pieces, content[done:]])
 
