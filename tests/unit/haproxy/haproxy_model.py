@@ -72,6 +72,8 @@ class Model:
         words = command.split()
         if command == "show info":
             return f"Name: HAProxy\nVersion: 2.6.12\nPid: {self.pid}\nStopping: {self.stopping}\n"
+        if command == "show env":
+            return "PATH=/usr/sbin:/usr/bin:/bin\n"
         if command == "show cli level":
             return f"{self.level}\n"
         if words[:3] == ["show", "servers", "state"]:

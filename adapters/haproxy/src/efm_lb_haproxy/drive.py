@@ -68,9 +68,12 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
         if setup.config:
             kept = _keep(event, setup, runtime, brought, limit)
             written += kept.written
-        if not _is_replaced(setup, runtime, brought.look, bool(brought.did or kept.written), limit):
-            break
-        brought = _bring(event, setup, runtime, limit)
+        try:
+            if not _is_replaced(setup, runtime, brought.look, bool(brought.did or kept.written), limit):
+                break
+            brought = _bring(event, setup, runtime, limit)
+        except (TemporaryError, PermanentError) as error:
+            raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
     return _outcome(setup, brought, did, written, kept.problem)
 
 

@@ -85,6 +85,7 @@ def keep(
         try:
             if todo:
                 _write(setup, runtime, files, todo, deadline, written)
+                files = {**files, **{change.path: change.after for change in todo}}
             break
         except TemporaryError:
             if not remaining:
