@@ -99,7 +99,6 @@ def serve(reply, read=True):
         (b"E\0\0\0\x8fSFATAL\0", "is no `stats socket` of HAProxy"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "is no `stats socket` of HAProxy"),
         (b"Unknown command, but maybe one of\n  @master  : send a command\n\n", "command line of HAProxy's master"),
-        (b"Unknown command: 'show'\n\n", "does not know `show info`"),
     ],
 )
 def test_what_is_no_haproxy(reply, message):

@@ -164,10 +164,8 @@ class Runtime:
     def _demand_haproxy(self, received: bytes) -> None:
         if not received:
             raise Interrupted(f"{self.endpoint} closed the connection without an answer: is it a `stats socket`?")
-        if received.startswith(b"Unknown command") and b"@master" in received[:4096]:
-            raise PermanentError(f"{self.endpoint} is the command line of HAProxy's master: name a `stats socket`")
         if received.startswith(b"Unknown command"):
-            raise PermanentError(f"{self.endpoint} does not know `show info`: name a `stats socket` of HAProxy")
+            raise PermanentError(f"{self.endpoint} is the command line of HAProxy's master: name a `stats socket`")
         if not received.startswith(b"Name: "):
             raise PermanentError(f"{self.endpoint} answers, but is no `stats socket` of HAProxy")
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
@@ -201,14 +202,16 @@ class Haproxy:
 
         :raises OSError: no answer within ``timeout`` seconds
         """
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout)
-            connection.connect(str(self.socket))
-            connection.sendall(f"{line}\n".encode())
-            received = b""
-            while piece := connection.recv(65536):
-                received += piece
-        return received.decode()
+        return _talk(self.socket, line, timeout)
+
+    def master_command(self, line: str, timeout: float = 5.0) -> str:
+        """What the master answers to one line; ``@!<pid>`` before a command passes it to that worker.
+
+        :raises OSError: no answer within ``timeout`` seconds
+        """
+        # It does not listen while it reloads.
+        wait_until(self._answers, timeout)
+        return _talk(self.master_socket, f"{line}; quit", timeout)
 
     def servers(self, proxy: str) -> dict[str, bool]:
         """Whether each server of a proxy takes new connections, by the host of its node."""
@@ -243,7 +246,15 @@ class Haproxy:
             self.stop()
 
     def _answers(self) -> bool:
-        return self.worker() is not None
+        """Its worker answers, and its master, which listens a little later."""
+        if self.worker() is None:
+            return False
+        if not self._master:
+            return True
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.master_socket))
+            return True
+        return False
 
     def _gone(self) -> None:
         if self.process:
@@ -262,3 +273,14 @@ class Haproxy:
         head = _HEAD.format(socket=self.socket, global_=f"    {global_}", defaults=f"    {defaults}")
         write = _PROXY.format(name=WRITE, port=self.write_port, lines=lines(others))
         return head + write + _PROXY.format(name=READ, port=self.read_port, lines=lines([0]))
+
+
+def _talk(path: Path, line: str, timeout: float) -> str:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(path))
+        connection.sendall(f"{line}\n".encode())
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    return received.decode()
