@@ -148,12 +148,14 @@ class Haproxy:
             self.process.send_signal(signal.SIGUSR2)
 
     def wait_reloaded(self, worker: int, timeout: float = 5.0) -> int:
-        """Wait until a worker other than ``worker`` answers.
+        """Wait until a worker other than ``worker`` answers, and the master as well.
+
+        The signal for another reload would be lost if it came before (3 of 12, 2.6).
 
         :return: the new worker's pid
         :raises ServerError: none did within ``timeout`` seconds
         """
-        if not wait_until(lambda: self.worker() not in (None, worker), timeout):
+        if not wait_until(lambda: self.worker() not in (None, worker) and self._answers(), timeout):
             raise ServerError(f"{self.name} was not reloaded; its log ends with:\n{self.log_tail()}")
         return self.worker() or 0
 
