@@ -19,6 +19,7 @@ help:
 packages:
 	@missing=""; \
 	[ -n "$(SERVER)" ] || missing="$$missing postgresql"; \
+	[ -x /usr/sbin/haproxy ] || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	[ -x /usr/sbin/pgpool ] || command -v pgpool >/dev/null || missing="$$missing pgpool2"; \
 	[ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null || missing="$$missing pgbouncer"; \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \

@@ -37,8 +37,12 @@ def installed(built: Path, tmp_path: Path) -> Iterator[Path]:
 def test_the_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"efm_lb", "efm_lb_pgpool"}
-    assert {"efm_lb/py.typed", "efm_lb_pgpool/py.typed", "efm_lb/hookspecs.py"} <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "efm_lb",
+        "efm_lb_haproxy",
+        "efm_lb_pgpool",
+    }
+    assert {"efm_lb/py.typed", "efm_lb_haproxy/py.typed", "efm_lb_pgpool/py.typed", "efm_lb/hookspecs.py"} <= set(names)
 
 
 def test_the_sdist_holds_what_the_readme_promises(built: Path) -> None:

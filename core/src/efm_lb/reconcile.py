@@ -29,7 +29,8 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     primary = truth.primary
     if primary:
         seen = view.of(primary)
-        if seen and not (seen.writes and seen.attached):
+        others = any(other.writes for other in view.nodes if other.node != primary)
+        if seen and (others or not (seen.writes and seen.attached)):
             events.append(Promote(primary, truth, origin))
     events += [
         Detach(seen.node, truth, origin)
@@ -39,7 +40,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Attach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.role(seen.node) is Role.STANDBY and not seen.attached and primary and view.reads
+        if truth.role(seen.node) is Role.STANDBY and seen.attached is False and primary and view.reads
     ]
     return tuple(events)
 
@@ -63,7 +64,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
         elif not seen.writes and state.role is Role.PRIMARY:
             wrong[node.name] = "is a primary, but gets no writes"
-        elif not seen.attached and state.reach is Reach.ACCEPTING and view.reads:
+        elif seen.attached is False and state.reach is Reach.ACCEPTING and view.reads:
             wrong[node.name] = "is up, but detached"
         elif seen.attached and state.reach in _GONE:
             wrong[node.name] = "is down, but attached"

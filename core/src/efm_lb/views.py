@@ -13,13 +13,13 @@ __all__ = ["Finding", "NodeView", "Severity", "View"]
 class NodeView(NamedTuple):
     """What a balancer believes about one node.
 
-    :param attached: it is in rotation
+    :param attached: it is in rotation; None where this balancer has no place for it unless it gets the writes
     :param writes: writes are sent to it
     :param detail: the balancer's own words, such as ``up/primary``
     """
 
     node: Node
-    attached: bool
+    attached: bool | None
     writes: bool
     detail: str
 

@@ -24,10 +24,13 @@ def truth(letters: str) -> Truth:
 
 
 def view(letters: str) -> View:
-    """``W`` gets writes, ``w`` too but is detached, ``a`` is attached, ``d`` detached, ``.`` not known."""
+    """``W`` gets writes, ``w`` too but is detached, ``a`` is attached, ``d`` detached, ``.`` not known.
+
+    ``n`` has no place unless it gets the writes.
+    """
     return View(
         tuple(
-            NodeView(node, attached=letter in "Wa", writes=letter in "Ww", detail="")
+            NodeView(node, attached=None if letter == "n" else letter in "Wa", writes=letter in "Ww", detail="")
             for node, letter in zip(NODES, letters, strict=False)
             if letter != "."
         )
@@ -50,6 +53,9 @@ def view(letters: str) -> View:
         ("xss", "Wad", ""),
         ("Pss", "Wa.", ""),
         ("-Ps", "Wad", "promote db2, detach db1, attach db3"),
+        ("Pss", "WWa", "promote db1"),
+        ("Psx", "Wnn", ""),
+        ("sPs", "Wnn", "promote db2"),
     ],
 )
 def test_differences(databases: str, believed: str, wanted: str) -> None:

@@ -13,7 +13,7 @@ DOCS = ROOT / "docs"
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
-    ROOT / "adapters/pgpool/README.md",
+    *sorted(ROOT.glob("adapters/*/README.md")),
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(DOCS.glob("*.md")),
 ]

@@ -10,12 +10,12 @@ from efm_lb.plugins import Installed
 
 PAGE = Path(__file__).parents[3] / "docs/settings.md"
 BEGIN = "### Cluster\n"
-FIRST_PARTY = AdapterSource("pgpool", "efm_lb_pgpool.adapter", "", "efm-lb", "")
+FIRST_PARTY = {name: AdapterSource(name, f"efm_lb_{name}.adapter", "", "efm-lb", "") for name in ("haproxy", "pgpool")}
 
 
 def tables() -> str:
     """What ``efm-lb config schema --markdown`` prints where only efm-lb's own adapters are installed."""
-    return markdown(composed(Installed({FIRST_PARTY.name: FIRST_PARTY}, {}, {}))).rstrip() + "\n"
+    return markdown(composed(Installed(FIRST_PARTY, {}, {}))).rstrip() + "\n"
 
 
 if __name__ == "__main__":

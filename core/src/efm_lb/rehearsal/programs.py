@@ -1,4 +1,4 @@
-"""Where the server programs of PostgreSQL, pgpool and PgBouncer are, and as whom they run."""
+"""Where the server programs of PostgreSQL and the load balancers are, and as whom they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from efm_lb.errors import EX_UNAVAILABLE, EfmLbError
 
-__all__ = ["Account", "MissingProgramError", "pgbouncer", "pgpool", "postgres_bindir", "server_account"]
+__all__ = ["Account", "MissingProgramError", "haproxy", "pgbouncer", "pgpool", "postgres_bindir", "server_account"]
 
 
 class MissingProgramError(EfmLbError):
@@ -66,6 +66,17 @@ def pgbouncer() -> Path:
     found = _server_program("pgbouncer")
     if not found:
         raise MissingProgramError("pgbouncer was not found: install the package pgbouncer")
+    return found
+
+
+def haproxy() -> Path:
+    """The program ``haproxy``.
+
+    :raises MissingProgramError: HAProxy is not installed
+    """
+    found = _server_program("haproxy")
+    if not found:
+        raise MissingProgramError("haproxy was not found: install the package haproxy")
     return found
 
 

@@ -1,0 +1,183 @@
+"""Bring a HAProxy in line with an event, prove it by reading it back, and keep it for the next reload."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+from typing import NamedTuple
+
+from efm_lb import Event, Outcome, PermanentError, TemporaryError
+from efm_lb_haproxy.reloads import is_reloading
+from efm_lb_haproxy.runtime import Interrupted, Look, Runtime
+from efm_lb_haproxy.settings import Setup
+from efm_lb_haproxy.wishes import Place, Step, Wish, steps, wishes
+
+__all__ = ["drive"]
+
+_MARGIN = 0.1
+"""Seconds before the deadline at which to give up, so that the reason is still told."""
+_FIRST_PAUSE = 0.001
+"""Seconds between a request that did not do all and the next one; sessions end a little after they were shut down."""
+_LONGEST_PAUSE = 0.1
+_TRIES = 8
+"""How often a run sends commands: what is undone that often is undone by somebody else."""
+_WORKERS = 3
+"""How many workers, one replaced by the next in a reload, a run brings right."""
+_RELOAD_PAUSE = 0.01
+_LONGEST_RELOAD = 5.0
+"""Seconds that a reload in flight is waited for."""
+
+
+class _Brought(NamedTuple):
+    """What a run did to one worker, and how things are now."""
+
+    look: Look
+    did: tuple[Step, ...]
+    wanted: tuple[Wish, ...]
+    problems: tuple[str, ...]
+
+
+class _Kept(NamedTuple):
+    """What was written to files.
+
+    :param problem: None, or why not everything was
+    """
+
+    written: tuple[str, ...] = ()
+    problem: TemporaryError | PermanentError | None = None
+
+
+def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
+    """Bring HAProxy in line with ``event``: the running process first, because clients wait, then the files.
+
+    A reload that is in flight has read the files already, and would come up without the change. It is waited for, and
+    the new worker is brought right as well.
+
+    :param deadline: by ``time.monotonic()``
+    :return: changed or unchanged
+    :raises TemporaryError: no answer, not done in time, or not kept in the files; says what was done
+    :raises PermanentError: HAProxy refuses, does not know the node, or the files cannot hold the change
+    """
+    limit = deadline - _MARGIN
+    runtime = Runtime(setup.endpoint, setup.connect_timeout, setup.tls)
+    did: list[Step] = []
+    written: list[str] = []
+    kept = _Kept()
+    brought = _bring(event, setup, runtime, limit)
+    for _ in range(_WORKERS):
+        did += brought.did
+        if setup.config:
+            kept = _keep(event, setup, runtime, brought, limit)
+            written += kept.written
+        try:
+            if not _is_replaced(setup, runtime, brought.look, bool(brought.did or kept.written), limit):
+                break
+            brought = _bring(event, setup, runtime, limit)
+        except (TemporaryError, PermanentError) as error:
+            raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
+    return _outcome(setup, brought, did, written, kept.problem)
+
+
+def _outcome(
+    setup: Setup,
+    brought: _Brought,
+    did: list[Step],
+    written: list[str],
+    problem: TemporaryError | PermanentError | None,
+) -> Outcome:
+    detail = "; ".join([*dict.fromkeys(map(str, did)), *dict.fromkeys(written)])
+    if brought.problems:
+        raise PermanentError("; ".join([*brought.problems, *([detail] if detail else [])]))
+    if problem:
+        done = detail or _summary(brought)
+        raise type(problem)(f"{done}; not kept, so that a reload undoes it: {problem}")
+    return Outcome.changed(f"{detail}{_emptied(setup, brought)}") if detail else Outcome.unchanged(_summary(brought))
+
+
+def _summary(brought: _Brought) -> str:
+    """How things are, in a few words."""
+    places = []
+    for wish in brought.wanted:
+        for server in brought.look.proxies[wish.proxy]:
+            if server.ready and wish.others is Place.OUT:
+                places.append(f"writes of {wish.proxy} go to {server}")
+            elif wish.others is None and any(server.is_node(node) for node in wish.nodes):
+                places.append(f"{server} is {'ready' if server.ready else 'out'}")
+    return "; ".join(places) or "nothing to do in any proxy"
+
+
+def _emptied(setup: Setup, brought: _Brought) -> str:
+    empty = [name for name in setup.read if name in brought.look.proxies and not _serves(brought.look, name)]
+    return f"; no server of {', '.join(empty)} is ready" if empty else ""
+
+
+def _serves(look: Look, proxy: str) -> bool:
+    return any(server.ready for server in look.proxies[proxy])
+
+
+def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Brought:
+    """Bring the running HAProxy right; raises as `drive`."""
+    look = runtime.look(setup.proxies, limit)
+    wanted, problems = wishes(event, setup, look.proxies)
+    todo = steps(wanted, event.truth.nodes, look.proxies)
+    did: list[Step] = []
+    pause = _FIRST_PAUSE
+    trouble = ""
+    for _ in range(_TRIES):
+        if not todo:
+            return _Brought(look, tuple(did), wanted, problems)
+        commands = tuple(command for step in todo for command in step.commands)
+        try:
+            look = runtime.look(setup.proxies, limit, commands)
+        except Interrupted as error:  # they may have been carried out
+            trouble = str(error)
+            did += todo
+            look = runtime.look(setup.proxies, limit)
+        else:
+            did += todo
+            trouble = "; ".join(look.refusals)
+        missing = [wish.proxy for wish in wanted if wish.proxy not in look.proxies]
+        if missing:
+            raise TemporaryError(f"{setup.endpoint} has lost its proxy {missing[0]} meanwhile")
+        todo = steps(wanted, event.truth.nodes, look.proxies)
+        if todo:
+            if monotonic() + pause >= limit:
+                break
+            sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            look = runtime.look(setup.proxies, limit)
+            todo = steps(wanted, event.truth.nodes, look.proxies)
+    if not todo:
+        return _Brought(look, tuple(did), wanted, problems)
+    wrong = ", ".join(f"{step.server} shall be {step.place.value} and is {_state(step)}" for step in todo)
+    raise TemporaryError(f"{wrong}{f' ({trouble})' if trouble else ''}: it did not last, or did not happen in time")
+
+
+def _state(step: Step) -> str:
+    sessions = f" with {step.server.sessions} sessions" if step.server.sessions else ""
+    inherited = " as the server that it tracks" if step.server.admin & (2 | 16) else ""
+    return f"{step.server.state}{inherited}{sessions}"
+
+
+def _keep(event: Event, setup: Setup, runtime: Runtime, brought: _Brought, limit: float) -> _Kept:
+    """Bring the files right. Clients have what they need by now, so whatever is wrong here is told, not raised."""
+    # Not needed where CONFIG is not set.
+    from efm_lb_haproxy.persist import keep
+
+    written: list[str] = []
+    try:
+        keep(setup, runtime, brought.wanted, event.truth.nodes, brought.look.proxies, limit, written)
+    except (TemporaryError, PermanentError) as error:
+        return _Kept(tuple(written), error)
+    return _Kept(tuple(written))
+
+
+def _is_replaced(setup: Setup, runtime: Runtime, look: Look, changed: bool, limit: float) -> bool:
+    """Whether another worker has taken over, or is about to, in which case it is waited for."""
+    give_up = min(limit, monotonic() + _LONGEST_RELOAD)
+    waited = False
+    while setup.endpoint.port is None and is_reloading(look.pid) and monotonic() < give_up:
+        waited = True
+        sleep(_RELOAD_PAUSE)
+    if not changed and not waited:
+        return False
+    return runtime.look((), limit).pid != look.pid

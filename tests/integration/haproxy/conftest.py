@@ -1,0 +1,118 @@
+"""Events sent to the adapter as the core sends them, with the truth read from the real servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from efm_lb import Attach, Balancer, Detach, Node, NodeState, Origin, Outcome, Promote, Reach, Role, Truth, View
+from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.haproxy import READ, WRITE, Haproxy
+from efm_lb_haproxy import adapter
+
+HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
+
+
+class Manager:
+    """Sends events about one cluster to one HAProxy.
+
+    :ivar silent: numbers of the nodes that are frozen: asking them takes time, and the test knows
+    """
+
+    def __init__(self, cluster: Cluster, haproxy: Haproxy, **settings: object) -> None:
+        self.cluster = cluster
+        self.haproxy = haproxy
+        self.nodes = tuple(Node(server.name, server.host, server.port) for server in cluster.nodes)
+        self.silent: set[int] = set()
+        given = {
+            "socket": str(haproxy.socket),
+            "config": [str(haproxy.config)],
+            "write": [WRITE],
+            "read": [READ],
+            "read_includes_primary": "fallback",
+            **settings,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        self.balancer = Balancer("edge", "haproxy", given, connect_timeout=1.0)
+
+    def truth(self) -> Truth:
+        return Truth(tuple(map(self._state, range(len(self.nodes)))))
+
+    def send(
+        self,
+        kind: type[Attach | Detach | Promote],
+        number: int,
+        origin: Origin = Origin.HOOK,
+        seconds: float = 10.0,
+        truth: Truth | None = None,
+    ) -> Outcome:
+        event = kind(self.nodes[number], truth or self.truth(), origin)
+        outcome = HOOKS[kind](event, self.balancer, time.monotonic() + seconds)
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    def view(self) -> View:
+        return adapter.efm_lb_view(self.nodes, self.balancer, time.monotonic() + 5)
+
+    def belief(self) -> str:
+        """Per node ``W`` for writes and ``r`` for reads, ``-`` for neither: ``W r r``; asked past the adapter."""
+        write, read = self.haproxy.ready(WRITE), self.haproxy.ready(READ)
+        return " ".join(("W" * (n.host in write) + "r" * (n.host in read)) or "-" for n in self.nodes)
+
+    def as_if(self, letters: str) -> Truth:
+        """A truth that is not asked for: ``P`` primary, ``s`` standby, ``x`` refuses."""
+        states = {
+            "P": (Reach.ACCEPTING, Role.PRIMARY),
+            "s": (Reach.ACCEPTING, Role.STANDBY),
+            "x": (Reach.REFUSED, None),
+        }
+        return Truth(tuple(NodeState(n, *states[c], 1) for n, c in zip(self.nodes, letters, strict=True)))
+
+    def _state(self, number: int) -> NodeState:
+        node = self.nodes[number]
+        if number in self.silent:
+            return NodeState(node, Reach.NO_RESPONSE)
+        in_recovery = self.cluster.nodes[number].in_recovery()
+        if in_recovery is None:
+            return NodeState(node, Reach.REFUSED)
+        return NodeState(node, Reach.ACCEPTING, Role.STANDBY if in_recovery else Role.PRIMARY)
+
+
+@pytest.fixture(scope="session")
+def standing_haproxy(standing_cluster: Cluster) -> Iterator[Haproxy]:
+    """The session's HAProxy with the recommended configuration, in whatever state the last test left it."""
+    with Haproxy.start(standing_cluster) as haproxy:
+        yield haproxy
+
+
+@pytest.fixture
+def haproxy(cluster: Cluster, standing_haproxy: Haproxy) -> Haproxy:
+    """A HAProxy in front of `cluster`, as at first: node 0 gets the writes, the others the reads."""
+    standing_haproxy.reset()
+    return standing_haproxy
+
+
+@pytest.fixture
+def start_haproxy(cluster: Cluster) -> Iterator[Callable[..., Haproxy]]:
+    """Start further HAProxies, with lines of their own."""
+    started: list[Haproxy] = []
+
+    def start(**options: str | bool) -> Haproxy:
+        started.append(Haproxy.start(cluster, **options))
+        return started[-1]
+
+    yield start
+    for haproxy in started:
+        haproxy.close()
+
+
+@pytest.fixture
+def manage(cluster: Cluster) -> Callable[..., Manager]:
+    return lambda haproxy, **settings: Manager(cluster, haproxy, **settings)
+
+
+@pytest.fixture
+def manager(cluster: Cluster, haproxy: Haproxy) -> Manager:
+    return Manager(cluster, haproxy)

@@ -1,0 +1,382 @@
+"""What HAProxy does that no manual warns of, shown on the real one, and that the adapter does not fall for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.haproxy import READ, WRITE
+from efm_lb.rehearsal.stage import free_port
+from efm_lb.rehearsal.waiting import wait_until
+from efm_lb_haproxy import adapter
+from efm_lb_haproxy.config import words
+from efm_lb_haproxy.reloads import is_reloading
+from efm_lb_haproxy.validate import locate
+from unit.haproxy.haproxy_model import disabled
+
+
+def session(haproxy):
+    return sql.Session(haproxy.host, haproxy.write_port, "postgres")
+
+
+def host_of(one):
+    return one.execute("select host(inet_server_addr()) as host")[0]["host"]
+
+
+def is_cut(one):
+    try:
+        one.execute("select 1")
+    except sql.SqlError:
+        return True
+    return False
+
+
+def findings(manager):
+    found = adapter.efm_lb_check(manager.truth(), manager.balancer, time.monotonic() + 5)
+    return {f"{f.subject}: {f.detail}" for f in found if f.severity is not Severity.OK}
+
+
+def reloaded(haproxy):
+    worker = haproxy.worker()
+    haproxy.reload()
+    return haproxy.wait_reloaded(worker)
+
+
+def test_trap_1_maintenance_leaves_sessions_on_the_old_primary(manager, start_haproxy, manage, cluster):
+    text = manager.haproxy.config.read_text().replace("    default-server on-marked-down shutdown-sessions\n", "")
+    manager.haproxy.write_config(text)
+    reloaded(manager.haproxy)
+    with session(manager.haproxy) as one:
+        assert host_of(one) == cluster.nodes[0].host
+        manager.haproxy.command(f"set server {WRITE}/n1 state maint")
+        assert not is_cut(one), "this is the trap"
+        assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+        assert is_cut(one), "although the old primary was in maintenance already"
+
+
+def test_trap_2_after_a_reload_the_old_workers_sessions_cannot_be_shut_down_by_server(manager, haproxy):
+    with session(haproxy) as trapped:
+        host_of(trapped)
+        old = haproxy.worker()
+        reloaded(haproxy)
+        answer = haproxy.master_command(f"@!{old} shutdown sessions server {WRITE}/n1")
+        assert "Proxy is disabled." in answer, "this is the trap"
+        assert not is_cut(trapped)
+    with session(haproxy) as one:
+        host_of(one)
+        old = haproxy.worker()
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+        reloaded(haproxy)
+        assert is_cut(one), "shut down before the reload"
+        assert wait_until(lambda: not os.path.exists(f"/proc/{old}"), 5), "and the old worker has nothing to wait for"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.1])
+def test_trap_3_a_change_during_a_reload_is_not_lost(manager, haproxy, delay):
+    worker = haproxy.worker()
+    haproxy.reload()
+    time.sleep(delay)
+    outcome = manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    assert outcome.result is Result.CHANGED
+    haproxy.wait_reloaded(worker)
+    assert manager.belief() == "- W r"
+    assert haproxy.ready() == [manager.nodes[1].host]
+
+
+def test_trap_3_without_a_file_to_keep_it_in(manager, manage, haproxy):
+    """Nothing but the processes of this host tells that a reload is in flight."""
+    manager = manage(haproxy, config=None)
+    worker = haproxy.worker()
+    haproxy.reload()
+    assert wait_until(lambda: is_reloading(worker), 1, interval=0.0005)
+    haproxy.command(f"set server {WRITE}/n3 state ready")
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert haproxy.worker() != worker
+    assert not is_reloading(haproxy.worker())
+    assert manager.belief() == "- W r"
+
+
+def test_a_reload_that_fails_is_not_waited_for(manager, haproxy):
+    text = haproxy.config.read_text()
+    worker = haproxy.worker()
+    haproxy.write_config("garbage\n")
+    haproxy.reload()
+    assert wait_until(lambda: is_reloading(worker), 1, interval=0.0005)
+    assert wait_until(lambda: not is_reloading(worker), 3)
+    haproxy.write_config(text)
+    started = time.monotonic()
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert time.monotonic() - started < 2
+
+
+def test_trap_4_what_is_only_run_is_gone_after_the_next_reload(manager, manage, haproxy):
+    manage(haproxy, config=None).send(Promote, 1, truth=manager.as_if("xPs"))
+    assert manager.belief() == "- W r"
+    reloaded(haproxy)
+    assert manager.belief() == "W r r", "this is the trap"
+    manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    reloaded(haproxy)
+    assert manager.belief() == "- W r"
+    manager.send(Attach, 0, truth=manager.as_if("sPs"))
+    manager.send(Detach, 2, truth=manager.as_if("sPx"))
+    reloaded(haproxy)
+    assert manager.belief() == "r W -"
+
+
+def test_trap_5_an_old_state_file_overrides_the_configuration(start_haproxy, manage):
+    haproxy = start_haproxy()
+    state = haproxy.directory / "state"
+    text = haproxy.config.read_text()
+    text = text.replace("    stats timeout", f"    server-state-file {state}\n    stats timeout")
+    haproxy.write_config(text.replace("    mode tcp\n", "    mode tcp\n    load-server-state-from-file global\n"))
+    haproxy.stop()
+    haproxy.launch()
+    manager = manage(haproxy)
+    manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    state.write_text(haproxy.command("show servers state"))
+    state.chmod(0o644)
+    stale = state.read_text()
+
+    # the configuration says n1 now, the state file says that n1 is in maintenance
+    haproxy.write_config(text.replace("    mode tcp\n", "    mode tcp\n    load-server-state-from-file global\n"))
+    reloaded(haproxy)
+    assert haproxy.ready() != [manager.nodes[0].host], "this is the trap"
+
+    outcome = manager.send(Promote, 0, truth=manager.as_if("Pss"))
+    assert f"{state} written" in outcome.detail
+    assert state.read_text() != stale
+    reloaded(haproxy)
+    assert haproxy.ready() == [manager.nodes[0].host]
+
+
+def test_trap_6_a_broken_configuration_is_found_by_us_and_a_reload_of_it_changes_nothing(manager, haproxy):
+    text = haproxy.config.read_text()
+    broken = text.replace("mode tcp", "mdoe tcp")
+    haproxy.write_config(broken)
+    with pytest.raises(TemporaryError, match=r"haproxy -c refuses the configuration.*unknown keyword 'mdoe'") as caught:
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    assert "n2" in str(caught.value)
+    assert manager.belief() == "- W r", "writes have moved"
+    assert haproxy.config.read_text() == broken
+    worker = haproxy.worker()
+    haproxy.reload()
+    time.sleep(0.3)
+    assert haproxy.worker() == worker
+    assert manager.belief() == "- W r"
+    haproxy.write_config(text)
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED, "what was owed is done"
+
+
+def test_trap_8_what_fails_does_not_stop_the_rest_of_a_line_and_is_noticed(manager, haproxy):
+    answer = haproxy.command(f"set server {WRITE}/absent state maint; set server {WRITE}/n2 state ready")
+    assert answer == "No such server.\n\n\n"
+    assert len(haproxy.ready()) == 2, "this is the trap"
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert haproxy.ready() == [manager.nodes[1].host]
+
+
+def test_trap_9_a_server_that_a_check_found_down_is_up_at_once(start_haproxy, manage, cluster):
+    haproxy = start_haproxy(server="check inter 5s fastinter 5s rise 5 fall 1")
+    manager = manage(haproxy)
+    cluster.nodes[2].stop()
+    assert wait_until(lambda: cluster.nodes[2].host not in haproxy.ready(READ), 12), "the check finds it down"
+    cluster.nodes[2].start()
+    started = time.monotonic()
+    assert manager.send(Attach, 2).result is Result.CHANGED
+    assert time.monotonic() - started < 2, "not after five good checks"
+    assert manager.belief() == "W r r"
+
+
+def test_trap_10_a_check_that_decides_roles_is_reported(start_haproxy, manage):
+    haproxy = start_haproxy(proxy="option httpchk GET /primary", server="check inter 1h")
+    manager = manage(haproxy)
+    assert any("its health check is HTTP" in text for text in findings(manager))
+    assert not any("HTTP" in text for text in findings(manage(start_haproxy(server="check inter 1h"))))
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """A certificate authority, and a certificate for 127.0.0.1 that both sides may use."""
+    if not os.path.exists("/usr/bin/openssl"):
+        pytest.skip("needs openssl")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    openssl("req", "-x509", *new, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl("req", *new[:-2], "-subj", "/CN=lb", "-keyout", "lb.key", "-out", "lb.csr")
+    (tmp_path / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san")
+    openssl("x509", "-req", "-in", "lb.csr", *sign, "-out", "lb.crt")
+    (tmp_path / "lb.pem").write_text((tmp_path / "lb.crt").read_text() + (tmp_path / "lb.key").read_text())
+    return tmp_path
+
+
+@pytest.fixture
+def readable(certificates, cluster):
+    """The same, where HAProxy's account may read it."""
+    found = {}
+    for name in ("ca.pem", "lb.pem"):
+        path = cluster.stage.directory / name
+        cluster.stage.write(path, (certificates / name).read_text())
+        found[name] = path
+    return found
+
+
+def test_trap_11_tls_on_a_stats_socket_is_not_enforced(start_haproxy, manage, readable):
+    port = free_port("127.0.0.1")
+    line = f"stats socket ipv4@127.0.0.1:{port} level admin ssl crt {readable['lb.pem']} verify required"
+    haproxy = start_haproxy(global_=f"{line} ca-file {readable['ca.pem']}")
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"show info\n")
+        assert connection.recv(5) == b"Name:", "this is the trap"
+    assert any(
+        "`ssl` on a `stats socket` line is accepted by 2.6 and not enforced" in t for t in findings(manage(haproxy))
+    )
+
+
+def test_a_socket_behind_a_listener_that_demands_certificates(start_haproxy, manage, readable, certificates):
+    port = free_port("127.0.0.1")
+    haproxy = start_haproxy()
+    wrapper = f"""
+listen cli
+    bind 127.0.0.1:{port} ssl crt {readable["lb.pem"]} ca-file {readable["ca.pem"]} verify required
+    server socket unix@{haproxy.socket}
+"""
+    haproxy.write_config(haproxy.config.read_text() + wrapper)
+    haproxy.stop()
+    haproxy.launch()
+    tls = {"socket": f"127.0.0.1:{port}", "cafile": str(certificates / "ca.pem")}
+    manager = manage(haproxy, **tls, certfile=str(certificates / "lb.crt"), keyfile=str(certificates / "lb.key"))
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert manager.belief() == "- W r"
+    assert not any("nothing is encrypted" in text for text in findings(manager))
+    assert manage(haproxy, **tls, certfile=str(certificates / "lb.pem")).view() == manager.view()
+
+    with pytest.raises(TemporaryError):
+        manage(haproxy, **tls).view()
+    with pytest.raises((TemporaryError, PermanentError)):
+        manage(haproxy, socket=tls["socket"]).view()
+    with pytest.raises(PermanentError, match="its certificate is not accepted"):
+        manage(haproxy, socket=f"localhost:{port}", cafile=tls["cafile"]).view()
+    with pytest.raises(PermanentError, match="cannot be used: No such file"):
+        manage(haproxy, socket=tls["socket"], cafile="/absent.pem").view()
+
+
+def test_trap_12_disabled_in_the_configuration_and_ready_since_is_ready(manager, haproxy):
+    manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    row = next(line.split() for line in haproxy.command(f"show servers state {WRITE}").splitlines() if " n2 " in line)
+    assert row[5:7] == ["2", "4"], "this is the trap"
+    assert manager.view().of(manager.nodes[1]).writes
+
+
+def test_trap_13_servers_that_come_and_go_at_run_time(manager, haproxy):
+    node = manager.nodes[2]
+    haproxy.command(f"set server {READ}/n3 state maint; shutdown sessions server {READ}/n3")
+    assert "Server deleted." in haproxy.command(f"del server {READ}/n3")
+    outcome = manager.send(Attach, 2)
+    assert outcome.result is Result.UNCHANGED
+    assert "New server registered." in haproxy.command(f"add server {READ}/new {node.address}")
+    assert manager.send(Attach, 2).result is Result.CHANGED
+    assert manager.belief() == "W r r"
+    assert any(text.startswith("pg_read/new: is in no file") for text in findings(manager))
+
+
+def test_trap_14_whatever_the_files_hold(start_haproxy, manage, cluster):
+    """Several files, a symbolic link, carriage returns, a condition, quotes and variables; taken from a real reload."""
+    haproxy = start_haproxy()
+    directory = haproxy.directory / "conf.d"
+    head, _, proxies = haproxy.config.read_text().partition("listen pg_write\n")
+    write, _, read = proxies.partition("listen pg_read\n")
+    n1, n2, _ = (node.address for node in cluster.nodes)
+    port = n1.rpartition(":")[2]
+    write = f"""\
+    bind 127.0.0.1:{haproxy.write_port}  # "quoted' # twice
+    server n1 {n1}\tcheck inter 1h#no blank before this
+.if defined(NOT_THERE)
+    server n2 192.0.2.1:1 disabled
+.else
+    server n2 '{n2}'  disabled  # ' "
+.endif
+    server n3 127.0.0.13:"${{PGPORT}}" id 7 disabled
+"""
+    cluster.stage.make_directory(f"{haproxy.name}/conf.d")
+    real = haproxy.directory / "elsewhere.conf"
+    cluster.stage.write(real, "listen pg_write\n" + write)
+    (directory / "20-write.cfg").symlink_to("../elsewhere.conf")
+    crlf = directory / "30-read.cfg"
+    cluster.stage.write(crlf, "")
+    crlf.write_bytes(("listen pg_read\n" + read).replace("\n", "\r\n").encode())
+    haproxy.write_config(head.replace("global\n", f"global\n    presetenv PGPORT {port}\n"))
+    before = {path: path.read_bytes() for path in (real, crlf, haproxy.config)}
+    haproxy.stop()
+    haproxy.process = cluster.stage.start([locate(""), "-W", "-db", "-f", haproxy.config, "-f", directory], haproxy.log)
+    assert wait_until(lambda: haproxy.worker() is not None, 5), haproxy.log_tail()
+
+    manager = manage(haproxy, config=[str(haproxy.config), str(directory)])
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    reloaded(haproxy)
+    assert manager.belief() == "- W r"
+    assert (directory / "20-write.cfg").is_symlink()
+    assert crlf.read_bytes().count(b"\r\n") == before[crlf].count(b"\r\n")
+    assert haproxy.config.read_bytes() == before[haproxy.config]
+
+    assert manager.send(Promote, 0, truth=manager.as_if("Pss")).result is Result.CHANGED
+    manager.send(Attach, 1, truth=manager.as_if("Pss"))
+    reloaded(haproxy)
+    assert manager.belief() == "W r r"
+    expected = before[real].replace(b"'  disabled  #", b"' disabled  #")
+    assert real.read_bytes() == expected, "but for the blanks before the word, all is as it was"
+    assert crlf.read_bytes() == before[crlf]
+    haproxy.process.send_signal(signal.SIGTERM)
+
+
+def test_trap_14_a_missing_newline_is_a_truncated_file(manager, haproxy):
+    haproxy.write_config(haproxy.config.read_text().rstrip("\n"))
+    cut = haproxy.config.read_text()
+    with pytest.raises(TemporaryError, match="has no newline at its end, so it may be cut off"):
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    assert haproxy.config.read_text() == cut
+    assert manager.belief() == "- W r"
+
+
+def test_trap_33_every_other_server_goes_not_only_the_one_that_is_named(manager, haproxy):
+    haproxy.command(f"set server {WRITE}/n3 state ready")
+    assert len(haproxy.ready()) == 2
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert haproxy.ready() == [manager.nodes[1].host]
+    assert disabled(haproxy.config, WRITE) == "n1 n3"
+
+
+# The editor's idea of a word
+
+
+def test_words_are_those_that_haproxy_finds(tmp_path):
+    """Each unknown word of a server line is named by haproxy; twenty per run, because it names no more."""
+    dice = random.Random(7)
+    head = "defaults\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten w\n bind 127.0.0.1:1\n"
+    compared = 0
+    for _ in range(25):
+        lines = []
+        for i in range(20):
+            word = "".join(dice.choice("ZQ\\\\\"'# \t-é") for _ in range(dice.randint(1, 7)))
+            lines.append(f" server s{i} 127.0.0.1:1 Z{word}\n")
+        path = tmp_path / "a.cfg"
+        path.write_text(head + "".join(lines))
+        done = subprocess.run([locate(""), "-c", "-f", path], capture_output=True, timeout=20, check=False)
+        pattern = rb"a\.cfg:(\d+)\] : 'server w/s\d+' : unknown keyword '(.*?)'(?:\.\n|; did)"
+        for number, found in re.findall(pattern, done.stderr, re.DOTALL):
+            line = lines[int(number) - head.count("\n") - 1].encode()
+            assert words(line, 0, len(line) - 1)[3].value == found, line
+            compared += 1
+    assert compared > 200

@@ -1,0 +1,267 @@
+"""Only the word ``disabled`` on the server lines that are meant changes; every other byte stays."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from efm_lb_haproxy.config import edited, lines, server_lines, words
+from unit.haproxy.haproxy_model import CONFIG
+
+PROXY = b"listen w\n"
+
+
+def line_of(text: bytes):
+    (line,) = server_lines(PROXY + text)
+    return line
+
+
+def values(text: bytes) -> list[bytes]:
+    return [word.value for word in words(text, 0, len(text))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"server n1 10.0.0.1:5444", [b"server", b"n1", b"10.0.0.1:5444"]),
+        (b"\tserver  n1\x0b10.0.0.1:1\r", [b"server", b"n1", b"10.0.0.1:1"]),
+        (b"a # b", [b"a"]),
+        (b"a#b", [b"a"]),
+        (b"a\\#b", [b"a#b"]),
+        (b'"a # b" c', [b"a # b", b"c"]),
+        (b"'a \\' b", [b"a \\", b"b"]),
+        (b'"a \\" b" c', [b'a " b', b"c"]),
+        (b"a\\ b c", [b"a b", b"c"]),
+        (b"a\\\tb", [b"a\\", b"b"]),
+        (b"a\\z", [b"a\\z"]),
+        (b"a\rb c", [b"a"]),
+        (b"", []),
+        (b"   ", []),
+        (b"# all of it", []),
+    ],
+)
+def test_words(text: bytes, expected: list[bytes]) -> None:
+    assert values(text) == expected
+
+
+def test_a_variable_makes_a_word_say_nothing() -> None:
+    text = b'"${A}" \'${A}\' "\\${A}"'
+    found = words(text, 0, len(text))
+    assert [word.literal for word in found] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        (b"server a 10.0.0.1:5444\n", "10.0.0.1", 5444),
+        (b"server a [::1]:5444\n", "::1", 5444),
+        (b"server a ::1:5444\n", "::1", 5444),
+        (b"server a ipv4@10.0.0.1:5444\n", "10.0.0.1", 5444),
+        (b"server a db1.example.com:5444\n", "db1.example.com", 5444),
+        (b'server a "10.0.0.1:5444"\n', "10.0.0.1", 5444),
+        (b'server a 10.0.0.1:"${PGPORT}"\n', "", None),
+        (b"server a 10.0.0.1\n", "", None),
+        (b"server a 10.0.0.1:+1\n", "", None),
+        (b"server a unix@/run/a:1\n", "", None),
+        (b"server a /run/a:1\n", "", None),
+        (b"server a abns@a:1\n", "", None),
+    ],
+)
+def test_addresses(text: bytes, host: str, port: int | None) -> None:
+    line = line_of(text)
+    assert (line.host, line.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "disabled"),
+    [
+        (b"server a 1.1.1.1:1\n", False),
+        (b"server a 1.1.1.1:1 disabled\n", True),
+        (b"server a 1.1.1.1:1 disabled enabled\n", False),
+        (b"server a 1.1.1.1:1 enabled check disabled\n", True),
+        (b'server a 1.1.1.1:1 "disabled"\n', True),
+        (b"server a 1.1.1.1:1 # disabled\n", False),
+        (b"server a 1.1.1.1:1 cookie disabled\n", False),
+        (b"server a 1.1.1.1:1 cookie cookie disabled\n", True),
+        (b"server disabled 1.1.1.1:1\n", False),
+        (b"server a 1.1.1.1:1 track disabled/disabled disabled\n", True),
+        (b"server a 1.1.1.1:1 check\\ disabled\n", False),
+    ],
+)
+def test_disabled(text: bytes, disabled: bool) -> None:
+    assert line_of(text).disabled is disabled
+
+
+def test_servers_are_those_of_listen_and_backend() -> None:
+    content = b"""
+server a 1.1.1.1:1
+global
+ server b 1.1.1.1:1
+peers p
+ server c 1.1.1.1:1
+"listen" "w"
+ server d 1.1.1.1:1
+.if defined(X)
+ server e 1.1.1.1:1
+.endif
+frontend f
+ server g 1.1.1.1:1
+backend r from base
+ server h 1.1.1.1:1
+ server-template t 3 db.example.com:5432
+ring r
+ server i 1.1.1.1:1
+ listen x
+ server j 1.1.1.1:1
+"""
+    found = [(line.proxy, line.name, line.template) for line in server_lines(content)]
+    assert found == [
+        ("w", "d", False),
+        ("w", "e", False),
+        ("r", "h", False),
+        ("r", "t", True),
+        ("x", "j", False),
+    ]
+
+
+def test_a_default_server_line_disables_until_a_server_says_otherwise() -> None:
+    content = b"""
+listen a
+ server x 1.1.1.1:1
+ default-server inter 1s disabled
+ server y 1.1.1.1:1
+ server z 1.1.1.1:1 enabled
+ default-server enabled
+ server v 1.1.1.1:1
+listen b
+ server w 1.1.1.1:1
+defaults
+ default-server disabled
+listen c
+ server u 1.1.1.1:1
+"""
+    found = {line.name: (line.disabled, line.inherits) for line in server_lines(content)}
+    assert found == {
+        "x": (False, False),
+        "y": (True, True),
+        "z": (False, False),
+        "v": (False, False),
+        "w": (False, False),
+        "u": (True, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b" server a 1.1.1.1:1\n", b" server a 1.1.1.1:1 disabled\n"),
+        (b" server a 1.1.1.1:1 check  # why\n", b" server a 1.1.1.1:1 check disabled  # why\n"),
+        (b" server a 1.1.1.1:1 check#why\n", b" server a 1.1.1.1:1 check disabled#why\n"),
+        (b"\tserver\ta\t1.1.1.1:1\tcheck\t\r\n", b"\tserver\ta\t1.1.1.1:1\tcheck disabled\t\r\n"),
+        (b' server a "${HOST}":1 # "\n', b' server a "${HOST}":1 disabled # "\n'),
+        (b" server a 1.1.1.1:1 cookie disabled\n", b" server a 1.1.1.1:1 cookie disabled disabled\n"),
+        (b" server a 1.1.1.1:1 source 'a # b'\n", b" server a 1.1.1.1:1 source 'a # b' disabled\n"),
+        (b" server a 1.1.1.1:1 check\\ \n", b" server a 1.1.1.1:1 check\\  disabled\n"),
+    ],
+)
+def test_on_and_off_again(before: bytes, after: bytes) -> None:
+    assert edited(PROXY + before, {2: True}) == PROXY + after
+    assert edited(PROXY + after, {2: True}) == PROXY + after
+    assert edited(PROXY + after, {2: False}) == PROXY + before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"server a 1.1.1.1:1 disabled check\n", b"server a 1.1.1.1:1 check\n"),
+        (b"server a 1.1.1.1:1 disabled\tcheck  disabled # d\n", b"server a 1.1.1.1:1\tcheck # d\n"),
+        (b'server a 1.1.1.1:1 "disabled"\n', b"server a 1.1.1.1:1\n"),
+        (b"server disabled 1.1.1.1:1 cookie disabled disabled\n", b"server disabled 1.1.1.1:1 cookie disabled\n"),
+    ],
+)
+def test_words_of_other_hands_are_taken_off(before: bytes, after: bytes) -> None:
+    assert edited(PROXY + before, {2: False}) == PROXY + after
+
+
+def test_lines_that_are_no_server_lines_are_never_touched() -> None:
+    content = PROXY + b"server-template a 3 1.1.1.1:1\n# server b 1.1.1.1:1\n default-server disabled\n"
+    assert edited(content, dict.fromkeys(range(1, 6), True)) == content
+    assert edited(content, dict.fromkeys(range(1, 6), False)) == content
+
+
+BLANK = st.sampled_from([b" ", b"\t", b"  ", b" \t "])
+OPTION = st.sampled_from(
+    [
+        b"check",
+        b"disabled",
+        b"enabled",
+        b"backup",
+        b"cookie disabled",
+        b'"a b"',
+        b"'#'",
+        b"\\#",
+        b"inter 3s",
+        b"#",
+        b'"${A}"',
+    ]
+)
+SERVER = st.builds(
+    lambda head, options, gap, end: (
+        gap + b"server n%d 10.0.0.%d:5444" % (head, head) + b"".join(gap + o for o in options) + end
+    ),
+    st.integers(1, 9),
+    st.lists(OPTION, max_size=5),
+    BLANK,
+    st.sampled_from([b"", b" ", b"\r", b" # disabled", b"#x"]),
+)
+OTHER = st.one_of(
+    st.sampled_from(
+        [b"listen w", b"backend r", b"defaults", b"global", b".if defined(A)", b".endif", b"", b"\tbalance leastconn"]
+    ),
+    st.binary(max_size=20).map(lambda text: text.replace(b"\n", b"")),
+)
+FILE = st.lists(st.one_of(SERVER, OTHER), max_size=20).map(lambda found: b"listen w\n" + b"\n".join(found) + b"\n")
+
+
+@given(FILE, st.dictionaries(st.integers(1, 22), st.booleans()))
+@example(CONFIG.encode(), {5: True, 6: False})
+def test_only_wanted_server_lines_change_and_only_by_that_word(content: bytes, wanted: dict[int, bool]) -> None:
+    after = edited(content, wanted)
+    servers = {line.number for line in lines(content) if line.keyword == b"server"}
+    assert content.count(b"\n") == after.count(b"\n")
+    for number, (old, new) in enumerate(zip(content.split(b"\n"), after.split(b"\n"), strict=True), start=1):
+        if number not in wanted or number not in servers:
+            assert old == new
+        else:
+            assert [value for value in values(old) if value not in (b"disabled", b"enabled")] == [
+                value for value in values(new) if value not in (b"disabled", b"enabled")
+            ]
+    assert edited(after, wanted) == after, "twice is once"
+
+
+@given(FILE, st.dictionaries(st.integers(1, 22), st.booleans()))
+def test_what_is_wanted_is_what_the_file_then_says(content: bytes, wanted: dict[int, bool]) -> None:
+    after = {line.number: line for line in server_lines(edited(content, wanted))}
+    before = {line.number: line for line in server_lines(content)}
+    assert after.keys() == before.keys()
+    for number, line in after.items():
+        if number in wanted and not line.inherits:
+            assert line.disabled is wanted[number]
+        if number not in wanted:
+            assert line == before[number]
+
+
+@given(FILE)
+def test_back_again_is_the_same_file(content: bytes) -> None:
+    ready = [line.number for line in server_lines(content) if not line.disabled and b"disabled" not in content]
+    out = edited(content, dict.fromkeys(ready, True))
+    assert edited(out, dict.fromkeys(ready, False)) == content
+    back_in = edited(out, dict.fromkeys(ready, False))
+    assert edited(back_in, dict.fromkeys(ready, True)) == out
+
+
+@given(st.binary(max_size=200), st.dictionaries(st.integers(1, 9), st.booleans()))
+def test_no_file_is_too_strange(content: bytes, wanted: dict[int, bool]) -> None:
+    server_lines(content)
+    edited(content, wanted)
