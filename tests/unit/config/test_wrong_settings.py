@@ -13,7 +13,7 @@ from efm_lb.config.secrets import is_secret
 from efm_lb.errors import NotReadableError, SettingsError
 from unit.config.fakes import MINIMAL, Complain, Install
 
-INSTALLED = "installed: fake (acme-fake 1.0), haproxy (efm-lb 0.1.0), pgpool (efm-lb 0.1.0)"
+INSTALLED = "installed: fake (acme-fake 1.0), haproxy (efm-lb 0.1.0), pgbouncer (efm-lb 0.1.0), pgpool (efm-lb 0.1.0)"
 POOL1 = "EFM_LB_BALANCERS__POOL1"
 NODES = "EFM_LB_NODES (FILE:1)"
 

@@ -10,7 +10,8 @@ from efm_lb.plugins import Installed
 
 PAGE = Path(__file__).parents[3] / "docs/settings.md"
 BEGIN = "### Cluster\n"
-FIRST_PARTY = {name: AdapterSource(name, f"efm_lb_{name}.adapter", "", "efm-lb", "") for name in ("haproxy", "pgpool")}
+_NAMES = ("haproxy", "pgbouncer", "pgpool")
+FIRST_PARTY = {name: AdapterSource(name, f"efm_lb_{name}.adapter", "", "efm-lb", "") for name in _NAMES}
 
 
 def tables() -> str:
