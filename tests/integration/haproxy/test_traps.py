@@ -320,7 +320,9 @@ def test_trap_14_whatever_the_files_hold(start_haproxy, manage, cluster):
     haproxy.write_config(head.replace("global\n", f"global\n    presetenv PGPORT {port}\n"))
     before = {path: path.read_bytes() for path in (real, crlf, haproxy.config)}
     haproxy.stop()
-    haproxy.process = cluster.stage.start([locate(""), "-W", "-db", "-f", haproxy.config, "-f", directory], haproxy.log)
+    haproxy.process = cluster.stage.start(
+        [locate(""), "-W", "-S", str(haproxy.master_socket), "-db", "-f", haproxy.config, "-f", directory], haproxy.log
+    )
     assert wait_until(lambda: haproxy.worker() is not None, 5), haproxy.log_tail()
 
     manager = manage(haproxy, config=[str(haproxy.config), str(directory)])
