@@ -71,7 +71,8 @@ def test_promote_puts_the_old_primary_back_when_it_is_a_standby_already(manager,
         f"pcp_detach_node 0 ({manager.nodes[0].address}), then pgpool finds 1 ({manager.nodes[1].address})",
         f"pcp_attach_node 0 ({manager.nodes[0].address})",
     )
-    assert manager.send(Attach, 0).result is Result.UNCHANGED
+    with pytest.raises(TemporaryError, match=f"efm-lb attach {manager.nodes[1].name} p"):
+        manager.send(Attach, 0)
     assert manager.send(Promote, 1).result is Result.CHANGED
     assert manager.belief() == "+ P+ +"
 
