@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -111,6 +112,8 @@ class Probe:
                 role, timeline = _question(connection, deadline)
         except (ConnectionFailed, StatementFailed) as failure:
             reach, detail = _judged(failure), str(failure)
+            if isinstance(failure, ConnectionFailed) and failure.needs_password:
+                detail += _objection(self._keywords.get("passfile"))
         return NodeState(node, reach, role, timeline, detail, time.monotonic() - started)
 
 
@@ -123,6 +126,20 @@ def _question(connection: Connection, deadline: float) -> tuple[Role, int | None
         reply = connection.query(_ROLE, deadline)
     (row,) = reply.rows
     return Role.STANDBY if row["recovering"] == "t" else Role.PRIMARY, int(row["timeline"] or 0) or None
+
+
+def _objection(passfile: str | None) -> str:
+    """Why libpq passed over the password file, which it does without a word or on standard error only."""
+    if passfile is None:
+        return ""
+    try:
+        mode = os.stat(passfile).st_mode & 0o777
+        os.close(os.open(passfile, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return f"; EFM_LB_PROBE__PASSFILE {passfile}: {error.strerror}"
+    if mode & 0o077:
+        return f"; EFM_LB_PROBE__PASSFILE {passfile} has mode {mode:04o}: libpq ignores it; chmod 0600 it"
+    return f"; EFM_LB_PROBE__PASSFILE {passfile} has no line for it"
 
 
 def _judged(failure: ConnectionFailed | StatementFailed) -> Reach:

@@ -236,3 +236,23 @@ def test_tls(access: Callable[[str], Server], tmp_path: Path) -> None:
         assert "certificate" in denied.detail
     finally:
         server.query("drop role tls")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.chmod(0o644), "has mode 0644: libpq ignores it; chmod 0600 it"),
+        (lambda path: path.unlink(), "No such file or directory"),
+        (lambda path: path.write_text("*:*:*:somebody:x\n"), "has no line for it"),
+    ],
+)
+def test_a_password_file_that_libpq_passes_over_is_named(
+    cluster: Cluster, passfile: Callable[[str], str], spoil: Callable[[Path], object], words: str
+) -> None:
+    path = passfile(f"*:*:*:{PROBE_USER}:{PROBE_PASSWORD}")
+    spoil(Path(path))
+    truth, _ = ask(cluster, user=PROBE_USER, passfile=path)
+    for state in truth.states:
+        assert state.reach is Reach.DENIED
+        assert f"EFM_LB_PROBE__PASSFILE {path}" in state.detail
+        assert words in state.detail
