@@ -40,7 +40,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Attach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.role(seen.node) is Role.STANDBY and seen.attached is False and primary and view.reads
+        if truth.role(seen.node) is Role.STANDBY and seen.attached is False and primary
     ]
     return tuple(events)
 
@@ -64,7 +64,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
         elif not seen.writes and state.role is Role.PRIMARY:
             wrong[node.name] = "is a primary, but gets no writes"
-        elif seen.attached is False and state.reach is Reach.ACCEPTING and view.reads:
+        elif seen.attached is False and state.reach is Reach.ACCEPTING:
             wrong[node.name] = "is up, but detached"
         elif seen.attached and state.reach in _GONE:
             wrong[node.name] = "is down, but attached"

@@ -28,12 +28,10 @@ class View(NamedTuple):
     """What a balancer believes about the cluster's nodes; a node that it does not know is left out.
 
     :param strangers: backends of the balancer that are no node of the cluster, as ``host:port``
-    :param reads: it has a place for standbys; without one, none of them is ever attached
     """
 
     nodes: tuple[NodeView, ...]
     strangers: tuple[str, ...] = ()
-    reads: bool = True
 
     def of(self, node: Node) -> NodeView | None:
         for seen in self.nodes:

@@ -60,9 +60,16 @@ def states(manager):
 
 
 def wait_for(manager, expected, seconds=40):
+    """A pgpool may refuse connections for a moment while it joins the others; by the end it must not."""
     deadline = time.monotonic() + seconds
-    while states(manager) != expected:
-        assert time.monotonic() < deadline, states(manager)
+    while True:
+        try:
+            seen = states(manager)
+        except TemporaryError as error:
+            seen = str(error)
+        if seen == expected:
+            return
+        assert time.monotonic() < deadline, seen
         time.sleep(0.2)
 
 

@@ -64,7 +64,7 @@ def test_differences(databases: str, believed: str, wanted: str) -> None:
 
 
 def test_where_no_reads_are_served_no_standby_is_missing() -> None:
-    believed = view("Wdd")._replace(reads=False)
+    believed = view("Wnn")
     assert differences(truth("Pss"), believed) == ()
     assert disagreement(truth("Pss"), believed) == {}
     moved = disagreement(truth("sPs"), believed)

@@ -51,7 +51,8 @@ def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Databa
             name in databases and is_at(databases[name].location, node) for databases in seen for name in pooler.write
         )
         said = ", ".join(f"{name} (paused)" if paused else name for name, paused in entries.items())
-        views.append(NodeView(node, bool(entries), writes, "; ".join([said or "in no entry", *problems])))
+        attached = True if entries else False if pooler.read else None
+        views.append(NodeView(node, attached, writes, "; ".join([said or "in no entry", *problems])))
     strangers = {
         str(database.location._replace(hosts=(host,)))
         for databases in seen
@@ -60,4 +61,4 @@ def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Databa
         for host in database.location.hosts
         if not any(node.is_at(host, database.location.port) for node in nodes)
     }
-    return View(tuple(views), tuple(sorted(strangers)), reads=bool(pooler.read))
+    return View(tuple(views), tuple(sorted(strangers)))

@@ -35,6 +35,15 @@ class _Halt(NamedTuple):
     problem: str
 
 
+class _NotTaken(TemporaryError):
+    """pgpool has not taken a command."""
+
+    @property
+    def passing(self) -> bool:
+        """Whether only the watchdog said no: it has no leader, or the leader did not answer."""
+        return "by other pgpool" in str(self) or "not in stable state" in str(self)
+
+
 def drive(event: Event, members: Members, deadline: float) -> Outcome:
     """Bring the pgpools in line with ``event``.
 
@@ -100,20 +109,14 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
                 step = next_step(event, nodes.backends, memory)
             if isinstance(step, Command):
                 try:
-                    refusal = _send(step, session, nodes.since_4_3)
+                    _send(step, session, nodes.since_4_3)
+                    memory, sent_at, pause = sent(memory, step), monotonic(), _FIRST_PAUSE
+                except _NotTaken as error:
+                    problem = str(error)
+                    refusals += not error.passing
+                    pause = _CANCELLED_PAUSE if error.passing else pause
                 except TemporaryError as error:
                     problem = str(error)
-                else:
-                    if refusal:
-                        problem = refusal
-                        if _is_passing(refusal):
-                            pause = _CANCELLED_PAUSE
-                        else:
-                            refusals += 1
-                    else:
-                        memory = sent(memory, step)
-                        sent_at = monotonic()
-                        pause = _FIRST_PAUSE
         while True:
             if isinstance(step, Done | Defer | Fail) or refusals == _MAX_REFUSALS or monotonic() + pause >= limit:
                 return _Halt(step, memory, problem)
@@ -127,10 +130,10 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
                 step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
 
 
-def _send(command: Command, session: Session, since_4_3: bool) -> str:
-    """Send a command.
+def _send(command: Command, session: Session, since_4_3: bool) -> None:
+    """Send a command, which pgpool then has taken, or may have.
 
-    :return: why pgpool did not take it, or empty when it did, or may have
+    :raises _NotTaken: pgpool has not
     :raises TemporaryError: it was certainly not sent
     :raises PermanentError: pgpool's configuration forbids it
     """
@@ -144,10 +147,12 @@ def _send(command: Command, session: Session, since_4_3: bool) -> str:
             raise PermanentError(f"{command}: {text}; backend_flag must be ALLOW_TO_FAILOVER") from None
         if "pgpool mode" in text:
             raise PermanentError(f"{command}: {text}") from None
-        return text
+        raise _NotTaken(text) from None
     except TemporaryError:
-        return ""
-    return next((str(notice) for notice in session.notices if _denies(notice.message)), "")
+        return
+    for notice in session.notices:
+        if _denies(notice.message):
+            raise _NotTaken(str(notice))
 
 
 def _request(command: Command, session: Session, since_4_3: bool) -> None:
@@ -158,11 +163,6 @@ def _request(command: Command, session: Session, since_4_3: bool) -> None:
         session.detach(node_id)
     else:
         session.promote(node_id, since_4_3)
-
-
-def _is_passing(refusal: str) -> bool:
-    """Whether only the watchdog said no: it has no leader, or the leader did not answer."""
-    return "by other pgpool" in refusal or "not in stable state" in refusal
 
 
 def _denies(message: str) -> bool:

@@ -11,9 +11,9 @@ from efm_lb.errors import NotInstalledError
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.probe import Probe
 from efm_lb.state import State
-from efm_lb.truth import Truth
+from efm_lb.truth import Reach, Truth
 
-__all__ = ["Observation", "ask", "no_primary", "observe"]
+__all__ = ["Observation", "ask", "no_primary", "observe", "untold"]
 
 
 class Observation(NamedTuple):
@@ -46,6 +46,15 @@ def no_primary(truth: Truth) -> str:
         if newer:
             return f"{node.name} is an old primary: {newer}; stop {node.name}"
     return "no node is a primary"
+
+
+def untold(truth: Truth) -> dict[str, str]:
+    """The nodes that are up and do not tell their role, by name, and what they say instead."""
+    return {
+        state.node.name: f"does not tell its role: {state.detail}"
+        for state in truth.states
+        if state.reach in (Reach.DENIED, Reach.FULL)
+    }
 
 
 def observe(configuration: Configuration) -> Observation:

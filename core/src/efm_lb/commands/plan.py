@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 
-from efm_lb.commands.observe import no_primary, observe
+from efm_lb.commands.observe import no_primary, observe, untold
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.reconcile import differences
-from efm_lb.truth import Reach
 from efm_lb.views import View
 
 __all__ = ["plan"]
@@ -28,11 +27,7 @@ def plan(configuration: Configuration, as_json: bool) -> int:
     failures: dict[str, str] = {}
     if not seen.truth.primary:
         failures["cluster"] = no_primary(seen.truth)
-    failures |= {
-        state.node.name: f"does not tell its role: {state.detail}"
-        for state in seen.truth.states
-        if state.reach in (Reach.DENIED, Reach.FULL)
-    }
+    failures |= untold(seen.truth)
     for name, answer in seen.views.items():
         if not isinstance(answer.value, View):
             failures[name] = answer.failure.detail if answer.failure else "its adapter has no view"

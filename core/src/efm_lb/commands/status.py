@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from efm_lb.commands.observe import Observation, no_primary, observe
+from efm_lb.commands.observe import Observation, no_primary, observe, untold
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.reconcile import disagreement
-from efm_lb.truth import NodeState, Reach
+from efm_lb.truth import NodeState
 from efm_lb.views import View
 
 __all__ = ["status"]
@@ -32,11 +32,7 @@ def status(configuration: Configuration, as_json: bool) -> int:
 
 
 def _problems(seen: Observation) -> list[str]:
-    problems = [
-        f"{state.node.name} does not tell its role: {state.detail}"
-        for state in seen.truth.states
-        if state.reach in (Reach.DENIED, Reach.FULL)
-    ]
+    problems = [f"{node} {what}" for node, what in untold(seen.truth).items()]
     if not seen.truth.primary:
         problems.append(no_primary(seen.truth))
     for name, answer in seen.views.items():
