@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from efm_lb import Attach, Balancer, Detach, Node, NodeState, Origin, Outcome, Promote, Reach, Role, Truth, View
+from efm_lb import Attach, Balancer, Detach, NodeState, Origin, Outcome, Promote, Reach, Role, Truth, View
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.haproxy import READ, WRITE, Haproxy
 from efm_lb_haproxy import adapter
-
-HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
+from integration.real import nodes_of, send, truth_of
 
 
 class Manager:
@@ -24,7 +23,7 @@ class Manager:
     def __init__(self, cluster: Cluster, haproxy: Haproxy, **settings: object) -> None:
         self.cluster = cluster
         self.haproxy = haproxy
-        self.nodes = tuple(Node(server.name, server.host, server.port) for server in cluster.nodes)
+        self.nodes = nodes_of(cluster)
         self.silent: set[int] = set()
         given = {
             "socket": str(haproxy.socket),
@@ -38,7 +37,7 @@ class Manager:
         self.balancer = Balancer("edge", "haproxy", given, connect_timeout=1.0)
 
     def truth(self) -> Truth:
-        return Truth(tuple(map(self._state, range(len(self.nodes)))))
+        return truth_of(self.cluster, self.silent)
 
     def send(
         self,
@@ -49,9 +48,7 @@ class Manager:
         truth: Truth | None = None,
     ) -> Outcome:
         event = kind(self.nodes[number], truth or self.truth(), origin)
-        outcome = HOOKS[kind](event, self.balancer, time.monotonic() + seconds)
-        assert isinstance(outcome, Outcome)
-        return outcome
+        return send(adapter, event, self.balancer, seconds)
 
     def view(self) -> View:
         return adapter.efm_lb_view(self.nodes, self.balancer, time.monotonic() + 5)
@@ -69,15 +66,6 @@ class Manager:
             "x": (Reach.REFUSED, None),
         }
         return Truth(tuple(NodeState(n, *states[c], 1) for n, c in zip(self.nodes, letters, strict=True)))
-
-    def _state(self, number: int) -> NodeState:
-        node = self.nodes[number]
-        if number in self.silent:
-            return NodeState(node, Reach.NO_RESPONSE)
-        in_recovery = self.cluster.nodes[number].in_recovery()
-        if in_recovery is None:
-            return NodeState(node, Reach.REFUSED)
-        return NodeState(node, Reach.ACCEPTING, Role.STANDBY if in_recovery else Role.PRIMARY)
 
 
 @pytest.fixture(scope="session")

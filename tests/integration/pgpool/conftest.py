@@ -12,13 +12,9 @@ from efm_lb import (
     Balancer,
     Detach,
     Finding,
-    Node,
-    NodeState,
     Origin,
     Outcome,
     Promote,
-    Reach,
-    Role,
     Truth,
     View,
 )
@@ -26,8 +22,7 @@ from efm_lb.probe import Probe
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb_pgpool import adapter
-
-HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
+from integration.real import nodes_of, send, truth_of
 
 
 class Manager:
@@ -38,7 +33,7 @@ class Manager:
 
     def __init__(self, cluster: Cluster, *pools: Pgpool) -> None:
         self.cluster = cluster
-        self.nodes = tuple(Node(server.name, server.host, server.port) for server in cluster.nodes)
+        self.nodes = nodes_of(cluster)
         self.silent: set[int] = set()
         self.balancer = Balancer(
             "pool1",
@@ -53,15 +48,13 @@ class Manager:
         )
 
     def truth(self) -> Truth:
-        return Truth(tuple(map(self._state, range(len(self.nodes)))))
+        return truth_of(self.cluster, self.silent)
 
     def send(
         self, kind: type[Attach | Detach | Promote], number: int, origin: Origin = Origin.HOOK, seconds: float = 10.0
     ) -> Outcome:
         event = kind(self.nodes[number], self.truth(), origin)
-        outcome = HOOKS[kind](event, self.balancer, time.monotonic() + seconds)
-        assert isinstance(outcome, Outcome)
-        return outcome
+        return send(adapter, event, self.balancer, seconds)
 
     def plan(self, kind: type[Attach | Detach | Promote], number: int) -> tuple[str, ...]:
         event = kind(self.nodes[number], self.truth())
@@ -83,15 +76,6 @@ class Manager:
     def belief(self) -> str:
         """Per node ``+`` attached or ``-`` detached, and P where writes go: ``P+ + -``."""
         return " ".join(("P" if seen.writes else "") + ("+" if seen.attached else "-") for seen in self.view().nodes)
-
-    def _state(self, number: int) -> NodeState:
-        node = self.nodes[number]
-        if number in self.silent:
-            return NodeState(node, Reach.NO_RESPONSE)
-        in_recovery = self.cluster.nodes[number].in_recovery()
-        if in_recovery is None:
-            return NodeState(node, Reach.REFUSED)
-        return NodeState(node, Reach.ACCEPTING, Role.STANDBY if in_recovery else Role.PRIMARY)
 
 
 @pytest.fixture

@@ -1,0 +1,42 @@
+"""Events about a cluster of real servers, sent to an adapter as the core sends them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from types import ModuleType
+
+from efm_lb import Attach, Balancer, Detach, Event, Node, NodeState, Outcome, Promote, Reach, Role, Truth
+from efm_lb.rehearsal.cluster import Cluster
+
+__all__ = ["nodes_of", "send", "truth_of"]
+
+HOOKS = {Attach: "efm_lb_attach", Detach: "efm_lb_detach", Promote: "efm_lb_promote"}
+
+
+def nodes_of(cluster: Cluster) -> tuple[Node, ...]:
+    return tuple(Node(server.name, server.host, server.port) for server in cluster.nodes)
+
+
+def truth_of(cluster: Cluster, silent: Collection[int] = ()) -> Truth:
+    """What the servers say.
+
+    :param silent: numbers of the nodes that are frozen: asking them takes time, and the test knows
+    """
+    return Truth(tuple(_state(cluster, number, number in silent) for number in range(len(cluster.nodes))))
+
+
+def send(adapter: ModuleType, event: Event, balancer: Balancer, seconds: float) -> Outcome:
+    outcome = getattr(adapter, HOOKS[type(event)])(event, balancer, time.monotonic() + seconds)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def _state(cluster: Cluster, number: int, silent: bool) -> NodeState:
+    node = nodes_of(cluster)[number]
+    if silent:
+        return NodeState(node, Reach.NO_RESPONSE)
+    in_recovery = cluster.nodes[number].in_recovery()
+    if in_recovery is None:
+        return NodeState(node, Reach.REFUSED)
+    return NodeState(node, Reach.ACCEPTING, Role.STANDBY if in_recovery else Role.PRIMARY)
