@@ -8,10 +8,12 @@ from efm_lb.configuration import DetachLivePrimary
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
-__all__ = ["GRACE", "Decision", "Policy", "Verdict", "decide"]
+__all__ = ["GRACE", "SUCCESSION", "Decision", "Policy", "Verdict", "decide"]
 
 GRACE = 5.0
 """Seconds until a deferred detach of a live primary is judged again: has it died without a promotion?"""
+SUCCESSION = 2.0
+"""Seconds until the detach of a dead primary is judged again, for the balancers that hold something back."""
 
 
 class Verdict(Enum):
@@ -44,7 +46,8 @@ class Decision(NamedTuple):
     """What to do, and why, in words for a person.
 
     :param event: for ACT, what every balancer is told
-    :param again_after: for DEFER, the seconds after which the call must be judged again, or None
+    :param again_after: the seconds after which the call must be judged again, and earlier when a primary is seen;
+        None when nothing is owed
     :param shortfall: what EFM asked for and ACT does not bring about, empty when nothing
     :param watch: for WAIT, the nodes whose answer may change the decision
     :param hold: for DEFER, the detach that may be about to stop the primary: a balancer that can hold new work back
@@ -87,7 +90,8 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R16   detach              standby                       Detach: EFM asks, others can serve
     R17   detach              denied, full: may be primary  the policy, as R14, holding nothing
     R18   detach              denied, full: another is it   Detach
-    R19   detach              rejecting, refused, silent    Detach at once
+    R19   detach p, follow-up down, a primary elsewhere     Promote: the call for that one may be late or lost
+    R20   detach              rejecting, refused, silent    Detach at once; without a primary look again
     ====  ==================  ============================  ===================================================
 
     Detach says nothing about where writes go: its truth names a primary only when
@@ -175,7 +179,14 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
         return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})")
     if is_up:
         return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve")
-    return _take_out(call, truth, f"{node.name} is down ({state.reach.value})")
+    down = f"{node.name} is down ({state.reach.value})"
+    if call.role is Role.STANDBY:
+        return _take_out(call, truth, down)
+    if call.origin is Origin.FOLLOW_UP and truth.primary:
+        what = f"{down}, and {truth.primary.name} is the primary{_on_timeline(truth.state(truth.primary))}"
+        return Decision(Verdict.ACT, what, Promote(truth.primary, truth, call.origin))
+    owed = SUCCESSION if call.origin is Origin.HOOK and not truth.primary else None
+    return _take_out(call, truth, down)._replace(again_after=owed)
 
 
 def _take_out(call: Call, truth: Truth, reason: str) -> Decision:

@@ -26,7 +26,7 @@ from efm_lb.errors import (
     NotInstalledError,
     UnknownNodeError,
 )
-from efm_lb.events import Origin
+from efm_lb.events import Detach, Origin
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.probe import Probe
@@ -81,16 +81,44 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     :raises Terminated: by SIGTERM or SIGINT
     """
     started = time.monotonic()
-    if arguments.follow_up is not None:
-        time.sleep(arguments.follow_up)
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     notes = [f"took the slow way: {stale}"] if stale else []
     state = State(configuration.state_dir, configuration.cluster)
     if arguments.dry_run:
         report = _rehearse(_call(arguments, configuration), configuration, state)
+    elif arguments.follow_up is not None:
+        report = _follow_up(arguments, arguments.follow_up, configuration, state)
     else:
         report = _record(arguments, configuration, state)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
+
+
+def _follow_up(arguments: Arguments, seconds: float, configuration: Configuration, state: State) -> Report:
+    """Judge a deferred call again: after ``seconds``, and each time that a new primary is seen.
+
+    EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
+    """
+    from efm_lb.watch import wait_for_primary
+
+    call = _call(arguments, configuration)
+    others = [node for node in configuration.nodes if node != call.node]
+    _dispatcher(configuration)  # imported by the time it is wanted
+    started = time.monotonic()
+
+    def is_promoted(until: float) -> bool:
+        return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)
+
+    again_at = started + seconds
+    early = is_promoted(again_at)
+    report = _record(arguments, configuration, state)
+    if early and not _is_carried_out(report):
+        # The old primary is still there, or a balancer was not ready: that was not the moment yet.
+        time.sleep(max(0.0, again_at - time.monotonic()))
+        report = _record(arguments, configuration, state)
+    event = report.decision and report.decision.event
+    if isinstance(event, Detach) and not event.truth.primary and is_promoted(started + FOLLOW_UP_PATIENCE):
+        report = _record(arguments, configuration, state)
+    return report
 
 
 def _record(arguments: Arguments, configuration: Configuration, state: State) -> Report:
@@ -243,9 +271,7 @@ def _settle(
     answers = probe.ask(configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
     setswitchinterval(SWITCH)
-    from efm_lb.dispatch import Dispatcher
-
-    dispatcher = Dispatcher(configuration)
+    dispatcher = _dispatcher(configuration)
     newest = state.timeline
     while True:
         truth = answers.truth()._replace(newest=newest)
@@ -264,6 +290,12 @@ def _settle(
         # The balancers must have their part of what is left.
         left = configuration.deadline if follow_up else deadline - time.monotonic()
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))
+
+
+def _dispatcher(configuration: Configuration) -> Dispatcher:
+    from efm_lb.dispatch import Dispatcher
+
+    return Dispatcher(configuration)
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:

@@ -155,6 +155,17 @@ def test_a_follow_up_detaches_a_primary_that_died_without_a_promotion(
     assert next(row["status"] for row in pgpool.show_pool_nodes()) == "down"
 
 
+def test_writes_follow_a_promotion_that_efm_never_calls_about(hook: Hook, cluster: Cluster, pgpool: Pgpool) -> None:
+    """The call for the dead primary was the last one; the new primary is seen, not told."""
+    old, new, other = cluster.nodes
+    old.kill()
+    assert hook("detach", old.name, "p").exit_code == 0
+    new.promote()
+    other.follow(new)
+    assert wait_until(lambda: pgpool.primary() == new.host, timeout=15), pgpool.show_pool_nodes()
+    assert pgpool.query("select pg_is_in_recovery() as recovering") == [{"recovering": "f"}]
+
+
 def test_an_old_primary_started_by_mistake_gets_no_writes(efm_lb: Type, cluster: Cluster) -> None:
     """It died, another took over, and that one is down when the old one comes back writable."""
     old, new, other = cluster.nodes

@@ -31,8 +31,10 @@ from efm_lb import (
     hook,
     hookimpl,
     lock,
+    watch,
 )
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+from efm_lb.decide import SUCCESSION
 from efm_lb.state import new_call
 
 P, S = Role.PRIMARY, Role.STANDBY
@@ -62,6 +64,8 @@ class World:
         self.policy = DetachLivePrimary.DEFER
         self.state_dir = state_dir
         self.asked: Callable[[], object] = lambda: None
+        self.sightings: list[tuple[Truth, ...]] = []
+        self.watched: list[tuple[Node, ...]] = []
 
     def configuration(self) -> Configuration:
         return Configuration(
@@ -95,6 +99,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
             return Truth(tuple(seen.state(node) for node in nodes))
 
+    def wait_for_primary(nodes: Iterable[Node], keywords: object, timeout: float, until: float) -> bool:
+        made.watched.append(tuple(nodes))
+        if not made.sightings:
+            return False
+        made.truths = list(made.sightings.pop(0)) or made.truths
+        return any(truth.primaries for truth in made.truths)
+
     module = ModuleType("fake_hook_adapter")
 
     def answer(event: Event, balancer: Balancer) -> Outcome:
@@ -122,6 +133,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     module.efm_lb_plan = hookimpl(specname="efm_lb_plan")(lambda event: [f"would {type(event).__name__}"])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(hook, "Probe", Databases)
+    monkeypatch.setattr(watch, "wait_for_primary", wait_for_primary)
     monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
     monkeypatch.setattr(hook.follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -205,6 +217,37 @@ def test_what_an_adapter_defers_is_judged_again_once(world: World, run: Run) -> 
     assert run("detach", "db1", "p", "--follow-up", "0.01", "--call", call)[0] == 0
     assert len(world.followed_up) == 1
     assert [event.origin for event in world.events] == [Origin.HOOK, Origin.FOLLOW_UP]
+
+
+def test_a_dead_primary_without_a_successor_is_looked_after(world: World, run: Run) -> None:
+    world.truths = [PROMOTING]
+    assert run("detach", "db1", "p")[0] == 0
+    assert [seconds for seconds, _ in world.followed_up] == [SUCCESSION]
+
+
+def test_the_follow_up_sends_writes_to_the_new_primary_as_soon_as_it_sees_it(world: World, run: Run) -> None:
+    world.sightings = [(FAILED_OVER,)]
+    began = time.monotonic()
+    code, lines = run("detach", "db1", "p", "--follow-up", "5", "--call", new_call())
+    assert (code, lines[0]) == (0, "detach db1 primary: db1 is down (refused), and db2 is the primary (timeline 1)")
+    assert time.monotonic() - began < 4
+    assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
+    assert world.watched == [(DB2,)]
+
+
+def test_the_follow_up_goes_on_watching_once_it_has_detached(world: World, run: Run) -> None:
+    world.sightings = [(PROMOTING,), (FAILED_OVER,)]
+    assert run("detach", "db1", "p", "--follow-up", "0.01", "--call", new_call())[0] == 0
+    assert world.events == [Detach(DB1, PROMOTING, Origin.FOLLOW_UP), Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
+
+
+def test_a_sighting_that_was_too_early_is_judged_again_in_time(world: World, run: Run) -> None:
+    both = Truth((state(DB1, P), state(DB2, P)))
+    world.sightings = [(both, FAILED_OVER)]
+    began = time.monotonic()
+    assert run("detach", "db1", "p", "--follow-up", "0.3", "--call", new_call())[0] == 0
+    assert time.monotonic() - began >= 0.3
+    assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
 
 
 def test_a_follow_up_yields_to_a_newer_call_that_took_the_node_out(world: World, run: Run) -> None:
