@@ -7,7 +7,7 @@ import os
 import sys
 
 from efm_lb import signals
-from efm_lb.calls import HOOKS
+from efm_lb.calls import APPLY, HOOKS
 from efm_lb.errors import EX_TEMPFAIL
 
 
@@ -24,6 +24,12 @@ def main() -> None:
             os._exit(EX_TEMPFAIL)
         # A hung adapter's thread must not keep the process alive, nor anything be torn down at leisure.
         os._exit(hook(argv))
+    if argv and argv[0] == APPLY and "--help" not in argv and "-h" not in argv:
+        gc.disable()
+        signals.raise_terminated()
+        from efm_lb.remote.apply import main as apply
+
+        os._exit(apply(argv[1:]))
     from efm_lb.commands.app import run
 
     run()

@@ -13,9 +13,12 @@ class Balancer(NamedTuple):
     :param adapter: the entry-point name of the adapter that speaks to it
     :param settings: the adapter's own settings, coerced and validated by its schema, defaults filled in
     :param connect_timeout: seconds that a connect or a login may take (``EFM_LB_CONNECT_TIMEOUT``)
+    :param host_ssh: the account on the balancer's own host that answers for it (``HOST_SSH``); empty where its adapter
+        runs, which is all that an adapter sees
     """
 
     name: str
     adapter: str
     settings: Mapping[str, Any]
     connect_timeout: float = 2.0
+    host_ssh: str = ""

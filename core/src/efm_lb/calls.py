@@ -8,7 +8,7 @@ from efm_lb.errors import CallError
 from efm_lb.events import Origin
 from efm_lb.truth import Node, Role
 
-__all__ = ["HOOKS", "Arguments", "Call", "Kind", "parse", "without_options"]
+__all__ = ["APPLY", "HOOKS", "Arguments", "Call", "Kind", "parse", "without_options"]
 
 
 class Kind(Enum):
@@ -20,6 +20,7 @@ class Kind(Enum):
 
 
 HOOKS = tuple(kind.value for kind in Kind)
+APPLY = "apply"
 
 # EFM up to 3.10 passes m for the primary, from 4.0 on p; 3.2 passes nothing.
 _TYPES = {
@@ -54,12 +55,16 @@ class Arguments(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What EFM says has happened to a node: a hint, to be judged by the truth."""
+    """What EFM says has happened to a node: a hint, to be judged by the truth.
+
+    :param name: identifies it in journals
+    """
 
     kind: Kind
     node: Node
     role: Role | None = None
     origin: Origin = Origin.HOOK
+    name: str = ""
 
     def __str__(self) -> str:
         words = [self.kind.value, self.node.name]

@@ -77,7 +77,7 @@ def store(configuration: Configuration, sources: Sources, files: Mapping[str, in
     :raises OSError: it could not be written; an older plan is left as it is
     """
     payload = marshal.dumps((_identity(sources), tuple(files.items()), _plain(configuration)))
-    replace(f"{configuration.state_dir}/{configuration.cluster}.plan", _HEADER + _checks(payload) + payload, 0o600)
+    replace(f"{configuration.state_dir}/{os.path.basename(sources.plan)}", _HEADER + _checks(payload) + payload, 0o600)
 
 
 def _read(path: str) -> bytes | Stale:
@@ -107,7 +107,7 @@ def _checks(payload: bytes) -> bytes:
 
 def _identity(sources: Sources) -> tuple[Any, ...]:
     return (
-        sources.cluster,
+        (sources.cluster, sources.here),
         sources.env_file,
         sources.stamp,
         sources.content,
@@ -119,8 +119,8 @@ def _identity(sources: Sources) -> tuple[Any, ...]:
 def _changed(identity: tuple[Any, ...], sources: Sources) -> str:
     """Which source is not what it was, empty when all are."""
     cluster, env_file, stamp, content, variables, paths = identity
-    if cluster != sources.cluster:
-        return f"{sources.plan}: of cluster {cluster}"
+    if cluster != (sources.cluster, sources.here):
+        return f"{sources.plan}: of cluster {cluster[0]}"
     if env_file != sources.env_file:
         return f"{sources.plan}: of env file {env_file}"
     if (stamp, content) != (sources.stamp, sources.content):
@@ -151,7 +151,7 @@ def _plain(configuration: Configuration) -> tuple[Any, ...]:
         configuration.connect_timeout,
         configuration.state_dir,
         configuration.detach_live_primary.value,
-        tuple((b.name, b.adapter, dict(b.settings), b.connect_timeout) for b in configuration.balancers),
+        tuple((b.name, b.adapter, dict(b.settings), b.connect_timeout, b.host_ssh) for b in configuration.balancers),
         tuple(tuple(source) for source in configuration.adapters),
     )
 

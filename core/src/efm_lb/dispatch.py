@@ -15,6 +15,7 @@ from efm_lb.registry import register
 from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
+    from efm_lb.remote.balancer import Remote
     from efm_lb.views import Finding
 
 __all__ = ["Answer", "Dispatcher"]
@@ -75,11 +76,28 @@ class Dispatcher:
     delay, fail or end another one, and none that hangs is waited for past the deadline.
 
     :param configuration: the cluster's settings; the adapters begin to be imported at once
+    :param call: the name of the call that it serves, for the journals of balancers on other hosts
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, call: str = "") -> None:
         self._balancers = configuration.balancers
-        self._adapters = {source.name: _Adapter(source) for source in configuration.adapters}
+        here = {balancer.adapter for balancer in self._balancers if not balancer.host_ssh}
+        adapters = {source.name: _Adapter(source) for source in configuration.adapters if source.name in here}
+        self._ways: dict[str, _Adapter | Remote] = {
+            balancer.name: adapters[balancer.adapter] for balancer in self._balancers if not balancer.host_ssh
+        }
+        elsewhere = [balancer for balancer in self._balancers if balancer.host_ssh]
+        if elsewhere:
+            from efm_lb.remote.balancer import Remote
+
+            self._ways |= {balancer.name: Remote(balancer, configuration, call) for balancer in elsewhere}
+
+    def only(self, name: str) -> Dispatcher:
+        """The same for one balancer alone; nothing is imported anew."""
+        one: Dispatcher = object.__new__(Dispatcher)
+        one._balancers = tuple(balancer for balancer in self._balancers if balancer.name == name)
+        one._ways = self._ways
+        return one
 
     def send(self, event: Event, deadline: float) -> tuple[Outcome, ...]:
         """Bring every balancer in line with ``event``.
@@ -110,7 +128,8 @@ class Dispatcher:
         able = []
         for balancer in sorted(self._balancers):
             try:
-                if self._adapters[balancer.adapter].hook("efm_lb_hold", deadline).get_hookimpls():
+                hook: Any = self._ways[balancer.name].hook("efm_lb_hold", deadline)
+                if balancer.host_ssh or hook.get_hookimpls():
                     able.append(balancer.name)
             except (TemporaryError, PermanentError):
                 continue
@@ -164,20 +183,20 @@ class Dispatcher:
         collect: Callable[[Any], Any] | None,
         arguments: Mapping[str, object],
     ) -> Answer:
-        adapter = self._adapters[balancer.adapter]
+        way = self._ways[balancer.name]
         try:
-            value = adapter.hook(hook, deadline)(**arguments)
+            value = way.hook(hook, deadline)(**arguments)
             return Answer(collect(value) if collect and value is not None else value)
         except TemporaryError as error:
             return Answer(None, Outcome(Result.TEMPORARY, str(error)))
         except PermanentError as error:
             return Answer(None, Outcome(Result.PERMANENT, str(error)))
         except BaseException as error:  # a client library's SystemExit must not pass for success
-            return Answer(None, Outcome(Result.BUG, f"{adapter}: {_where(error)}"))
+            return Answer(None, Outcome(Result.BUG, f"{way}: {_where(error)}"))
 
     def _late(self, balancer: Balancer) -> Answer:
-        adapter = self._adapters[balancer.adapter]
-        return Answer(None, Outcome(Result.TEMPORARY, f"{adapter} did not return within EFM_LB_DEADLINE"))
+        way = self._ways[balancer.name]
+        return Answer(None, Outcome(Result.TEMPORARY, f"{way} did not return within EFM_LB_DEADLINE"))
 
     def _outcome(self, answer: Answer, name: str, seconds: float) -> Outcome:
         outcome = answer.failure or answer.value

@@ -123,8 +123,8 @@ def _follow_up(arguments: Arguments, seconds: float, configuration: Configuratio
 
 def _record(arguments: Arguments, configuration: Configuration, state: State) -> Report:
     """Act on a call, with the journal, the lock and the follow-up around it."""
-    number = arguments.call or new_call()
-    journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", number)
+    name = arguments.call or new_call()
+    journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", name)
     journal.record(
         "call",
         kind=arguments.kind.value,
@@ -132,13 +132,13 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
         type=arguments.role and arguments.role.value,
         follow_up=arguments.follow_up is not None,
     )
-    call = _call(arguments, configuration)
+    call = _call(arguments, configuration)._replace(name=name)
     wants_in = call.kind is not Kind.DETACH
     notes: list[str] = []
     turn = _Turn(configuration, notes)
     turn.take()
     try:
-        if state.contradicted(call.node, number, wants_in):
+        if state.contradicted(call.node, name, wants_in):
             done = "out" if wants_in else "in"
             reason = (
                 f"EFM has called about {call.node.name} again since, and it was taken {done}: the newer call counts"
@@ -147,7 +147,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
         else:
             report = _act(call, configuration, journal, state, turn)
             if _is_carried_out(report):
-                state.note(call.node, number, wants_in)
+                state.note(call.node, name, wants_in)
     except Terminated:
         journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
         raise
@@ -163,7 +163,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
     owed = follow_up.owed(report)
     if owed is not None and call.origin is Origin.HOOK:
         try:
-            follow_up.start(owed, number)
+            follow_up.start(owed, name)
         except OSError as error:
             notes.append(f"will not be judged again: {error}")
     return report._replace(notes=tuple(notes))
@@ -271,7 +271,7 @@ def _settle(
     answers = probe.ask(configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
     setswitchinterval(SWITCH)
-    dispatcher = _dispatcher(configuration)
+    dispatcher = _dispatcher(configuration, call.name)
     newest = state.timeline
     while True:
         truth = answers.truth()._replace(newest=newest)
@@ -292,10 +292,10 @@ def _settle(
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))
 
 
-def _dispatcher(configuration: Configuration) -> Dispatcher:
+def _dispatcher(configuration: Configuration, call: str = "") -> Dispatcher:
     from efm_lb.dispatch import Dispatcher
 
-    return Dispatcher(configuration)
+    return Dispatcher(configuration, call)
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:

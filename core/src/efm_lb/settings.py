@@ -11,15 +11,18 @@ from efm_lb.sources import gather
 __all__ = ["settings_of"]
 
 
-def settings_of(cluster: str, env_file: str | None, environ: Mapping[str, str]) -> tuple[Configuration, str]:
+def settings_of(
+    cluster: str, env_file: str | None, environ: Mapping[str, str], here: bool = False
+) -> tuple[Configuration, str]:
     """The validated settings, and why they took the slow way (empty when they did not).
 
     :param env_file: ``--env-file``, or None
+    :param here: for ``efm-lb apply``, on the balancers' own host, where HOST_SSH does not count
     :raises CallError: the cluster's name is no safe file name
     :raises NotReadableError: the env file may not be read
     :raises SettingsError: the settings are wrong; all that is wrong is said at once
     """
-    sources = gather(cluster, env_file, environ)
+    sources = gather(cluster, env_file, environ, here)
     plan = compiled.load(sources)
     if isinstance(plan, Configuration):
         return plan, ""

@@ -32,10 +32,11 @@ class Sources:
     :ivar stamp: the env file's modification time in ns, size and inode; empty when there is none
     :ivar variables: the ``EFM_LB_*`` variables of the environment, sorted
     :ivar paths: every entry of ``sys.path`` with its `mtime`: an installation or a removal changes one
+    :ivar here: they are wanted on the balancers' own host, where HOST_SSH does not count
     :ivar plan: where the compiled plan is; a guess as far as the env file is not parsed yet
     """
 
-    __slots__ = ("cluster", "content", "env_file", "paths", "plan", "stamp", "variables")
+    __slots__ = ("cluster", "content", "env_file", "here", "paths", "plan", "stamp", "variables")
 
     def __init__(
         self,
@@ -44,20 +45,23 @@ class Sources:
         content: bytes | None,
         stamp: tuple[int, ...],
         variables: tuple[tuple[str, str], ...],
+        here: bool = False,
     ) -> None:
         self.cluster = cluster
+        self.here = here
         self.env_file = env_file
         self.content = content
         self.stamp = stamp
         self.variables = variables
         self.paths = tuple([(path, mtime(path or ".")) for path in sys.path])
-        self.plan = f"{_state_dir(content, variables)}/{cluster}.plan"
+        self.plan = f"{_state_dir(content, variables)}/{cluster}{'.apply' if here else ''}.plan"
 
 
-def gather(cluster: str, env_file: str | None, environ: Mapping[str, str]) -> Sources:
+def gather(cluster: str, env_file: str | None, environ: Mapping[str, str], here: bool = False) -> Sources:
     """Read the sources of a cluster's settings.
 
     :param env_file: ``--env-file``, else ``EFM_LB_ENV_FILE`` counts, else ``/etc/efm-lb/<cluster>.env``
+    :param here: for ``efm-lb apply``, on the balancers' own host
     :raises CallError: the cluster's name is no safe file name
     :raises NotReadableError: the env file may not be read
     :raises SettingsError: there is no env file where one is needed, or somebody else could have written it
@@ -78,12 +82,12 @@ def gather(cluster: str, env_file: str | None, environ: Mapping[str, str]) -> So
                 f"{path}: no such file: the settings of cluster {cluster} belong there,"
                 f" in a file named by --env-file or {ENV_FILE}, or into the environment"
             ) from None
-        return Sources(cluster, path, None, (), variables)
+        return Sources(cluster, path, None, (), variables, here)
     except PermissionError as error:
         raise NotReadableError(f"{path}: {error.strerror} (uid {os.geteuid()})") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    return Sources(cluster, path, content, stamp, variables)
+    return Sources(cluster, path, content, stamp, variables, here)
 
 
 def mtime(path: str) -> int:

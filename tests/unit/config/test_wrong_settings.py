@@ -30,10 +30,14 @@ NODES = "EFM_LB_NODES (FILE:1)"
         ("EFM_LB_BALANCER__POOL1__PORT=1", "no such variable; did you mean EFM_LB_BALANCERS__POOL1__PORT?"),
         (f"{POOL1}__PROT=1", f"no such variable; did you mean {POOL1}__PORT?"),
         (
-            f"{POOL1}__HOST_SSH=x",
-            f"no such variable; it has {POOL1}__ADAPTER, {POOL1}__HOST, {POOL1}__PORT, {POOL1}__RATIO,"
+            f"{POOL1}__NONSENSE=x",
+            f"no such variable; it has {POOL1}__ADAPTER, {POOL1}__HOST_SSH, {POOL1}__HOST, {POOL1}__PORT, {POOL1}__RATIO,"
             f" {POOL1}__VERBOSE, {POOL1}__WRITE, {POOL1}__TLS, {POOL1}__CERT",
         ),
+        *[
+            (f"{POOL1}__HOST_SSH={text}", f"{text!r} is no [user@]host or ssh://[user@]host[:port]")
+            for text in ("-oProxyCommand=x", "pgb1 uptime", "efm@pgb1:22", "a@b@c", "ssh://pgb1/path", "$(id)@pgb1")
+        ],
         ("EFM_LB_BALANCERS=x", "no such variable"),
         ("EFM_LB_PROBE=x", "no such variable"),
         ("EFM_LB_WHATEVER=x", "no such variable"),

@@ -105,6 +105,14 @@ def _hook(kind: str, host: str, type: str, cluster: str, env_file: str | None, j
     raise typer.Exit(hook.main([kind, host, *([type] if type else []), *options, *flags]))
 
 
+@app.command("apply")
+def apply(cluster: Cluster = "efm", env_file: EnvFile = None) -> None:
+    """Do what a hook on another host asks on standard input: the forced command of HOST_SSH."""
+    from efm_lb.remote.apply import main
+
+    raise typer.Exit(main([f"--cluster={cluster}", *([f"--env-file={env_file}"] if env_file else [])]))
+
+
 @app.command("status")
 def status(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
     """What each database says and what each balancer believes, side by side."""

@@ -12,7 +12,7 @@ from jsonschema.exceptions import SchemaError
 
 from efm_lb.config.coerce import SCALARS, coerce
 from efm_lb.config.model import DELIMITER
-from efm_lb.config.names import ADAPTER
+from efm_lb.config.names import ADAPTER, HOST_SSH
 from efm_lb.configuration import AdapterSource
 from efm_lb.plugins import Description, describe
 
@@ -72,7 +72,7 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_setting(key: str, setting: Any) -> None:
-    if key == ADAPTER or key != key.lower() or DELIMITER in key or not key.isidentifier():
+    if key in (ADAPTER, HOST_SSH) or key != key.lower() or DELIMITER in key or not key.isidentifier():
         raise BadSchemaError(f"the schema's property {key!r} cannot be the end of a variable's name")
     kind = setting.get("type") if isinstance(setting, dict) else None
     items = setting.get("items", {"type": "string"}).get("type") if kind == "array" else "string"

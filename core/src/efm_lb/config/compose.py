@@ -11,7 +11,16 @@ from efm_lb.balancers import Balancer
 from efm_lb.config.adapters import ask, read
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, Settings, nested
-from efm_lb.config.names import ADAPTER, BALANCERS, balancer_variable, did_you_mean, own, place_of
+from efm_lb.config.names import (
+    ADAPTER,
+    BALANCERS,
+    HOST_SSH,
+    HOST_SSH_SCHEMA,
+    balancer_variable,
+    did_you_mean,
+    own,
+    place_of,
+)
 from efm_lb.config.nodes import parse_nodes
 from efm_lb.config.variables import Variable, collect
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
@@ -95,6 +104,10 @@ def compose(sources: Sources) -> Loaded:
     ready = []
     connect_timeout = settings.connect_timeout if settings else 0.0
     for name, raw in sorted(balancers.items()):
+        if sources.here and raw.keys() == {ADAPTER, HOST_SSH}:
+            continue  # it is on a third host
+        if sources.here:
+            raw.pop(HOST_SSH, None)
         if ADAPTER in raw and raw[ADAPTER].value in adapters:
             ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
     problems += _same_twice(ready)
@@ -201,7 +214,7 @@ def _report_unknown(
     known = dict.fromkeys(own())
     open_balancers = set()
     for balancer, raw in balancers.items():
-        known[balancer_variable(balancer, ADAPTER)] = None
+        known |= dict.fromkeys((balancer_variable(balancer, ADAPTER), balancer_variable(balancer, HOST_SSH)))
         adapter = adapters.get(raw[ADAPTER].value) if ADAPTER in raw else None
         if adapter and adapter.schema is not None:
             known |= dict.fromkeys(balancer_variable(balancer, key) for key in adapter.schema["properties"])
@@ -235,25 +248,34 @@ def _balancer(
     values: list[Value],
     problems: list[str],
 ) -> Balancer:
-    values.append(Value(*raw[ADAPTER]))
-    texts = {key: variable.value for key, variable in raw.items() if key != ADAPTER}
+    own_keys = (ADAPTER, HOST_SSH)
+    values += [Value(*raw[key]) for key in own_keys if key in raw]
+    texts = {key: variable.value for key, variable in raw.items() if key not in own_keys}
+    host_ssh = raw[HOST_SSH].value if HOST_SSH in raw else ""
+    if host_ssh:
+        _, wrong = read({HOST_SSH: host_ssh}, {"type": "object", "properties": {HOST_SSH: HOST_SSH_SCHEMA}})
+        problems += [f"{raw[HOST_SSH]}: {host_ssh!r} is no [user@]host or ssh://[user@]host[:port]" for _ in wrong]
     if adapter.schema is None:
-        values += [Value(*variable) for key, variable in raw.items() if key != ADAPTER]
-        return Balancer(name, adapter.source.name, Unvalidated(texts, adapter.failure), connect_timeout)
+        values += [Value(*variable) for key, variable in raw.items() if key not in own_keys]
+        return Balancer(name, adapter.source.name, Unvalidated(texts, adapter.failure), connect_timeout, host_ssh)
     known = {key: text for key, text in texts.items() if key in adapter.schema["properties"]}
     settings, wrong = read(known, adapter.schema)
+    if host_ssh:
+        # They count on that host, which need not have told them to this one; what is told must be right all the same.
+        settings = {key: value for key, value in settings.items() if key in known}
+        wrong = [problem for problem in wrong if problem.key in known]
     for problem in wrong:
         key = ADAPTER if problem.key is None else problem.key
         problems.append(f"{raw.get(key, balancer_variable(name, key))}: {problem.message}")
     values += _values(name, raw, settings)
-    return Balancer(name, adapter.source.name, settings, connect_timeout)
+    return Balancer(name, adapter.source.name, settings, connect_timeout, host_ssh)
 
 
 def _same_twice(balancers: Sequence[Balancer]) -> Iterator[str]:
     """Balancers that are one and the same: it would be sent every command twice."""
     for number, balancer in enumerate(balancers):
         for other in balancers[:number]:
-            if (other.adapter, other.settings) == (balancer.adapter, balancer.settings):
+            if other[1:] == balancer[1:]:
                 name, first = (balancer_variable(each.name, ADAPTER) for each in (balancer, other))
                 yield f"{name}: the same load balancer as {first}, with the same settings: remove one of them"
 

@@ -13,10 +13,33 @@ from pydantic.fields import FieldInfo
 from efm_lb.config.model import DELIMITER, Settings
 from efm_lb.sources import PREFIX
 
-__all__ = ["ADAPTER", "BALANCERS", "BALANCER_NAME", "Place", "balancer_variable", "did_you_mean", "own", "place_of"]
+__all__ = [
+    "ADAPTER",
+    "BALANCERS",
+    "BALANCER_NAME",
+    "HOST_SSH",
+    "HOST_SSH_SCHEMA",
+    "Place",
+    "balancer_variable",
+    "did_you_mean",
+    "own",
+    "place_of",
+]
 
 BALANCERS = f"{PREFIX}BALANCERS{DELIMITER}"
 ADAPTER = "adapter"
+HOST_SSH = "host_ssh"
+_NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
+HOST_SSH_SCHEMA = {
+    "type": "string",
+    # What ssh takes for a destination, and nothing that it could take for an option or a shell for a command.
+    "pattern": rf"^(({_NAME}@)?({_NAME}|{_IPV6})|ssh://({_NAME}@)?({_NAME}|\[{_IPV6}\])(:[0-9]{{1,5}})?)$",
+    "description": (
+        "The load balancer is on another host: the account there that runs `efm-lb apply` as a forced command, as ssh"
+        " takes it, such as `efm-lb@pgb1` or `ssh://efm-lb@pgb1:2222`. The settings of that host's own env file count."
+    ),
+}
 BALANCER_NAME = re.compile(r"[A-Z0-9]+(?:[_-][A-Z0-9]+)*")
 
 

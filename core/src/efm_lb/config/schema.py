@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from efm_lb.config.adapters import ask
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, Settings
-from efm_lb.config.names import ADAPTER, BALANCERS
+from efm_lb.config.names import ADAPTER, BALANCERS, HOST_SSH, HOST_SSH_SCHEMA
 from efm_lb.plugins import Installed
 from efm_lb.sources import PREFIX
 
@@ -86,7 +86,7 @@ def _adapters(installed: Installed) -> Iterator[tuple[str, dict[str, Any]]]:
         if schema is None:
             continue
         adapter = {"const": name, "description": f"`{name}`"}
-        properties = {ADAPTER: adapter, **schema["properties"]}
+        properties = {ADAPTER: adapter, **schema["properties"], HOST_SSH: dict(HOST_SSH_SCHEMA)}
         _name(properties, f"{BALANCERS}<NAME>{DELIMITER}")
         required = [ADAPTER, *schema.get("required", ())]
         # An identity of its own keeps the references inside an adapter's schema valid in here.

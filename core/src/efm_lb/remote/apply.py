@@ -1,0 +1,255 @@
+"""``efm-lb apply``: what a hook on another host asks, done here. One document in, one document out.
+
+Meant as the forced command of a key in ``authorized_keys``. Whoever holds that key can say what the databases said, and
+bring the balancers of this host's own env file in line with it. It names no host, file or socket: the nodes and all
+settings are this host's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from efm_lb import lock, signals
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EfmLbError
+from efm_lb.events import Detach, Event, Promote
+from efm_lb.journal import Journal
+from efm_lb.outcomes import Outcome, Result
+from efm_lb.remote.documents import (
+    Malformed,
+    Request,
+    answer_document,
+    encoded,
+    event_of,
+    findings_document,
+    outcome_document,
+    read_request,
+    truth_of,
+    view_document,
+)
+from efm_lb.remote.schemas import LIMIT
+from efm_lb.settings import settings_of
+from efm_lb.signals import Terminated
+from efm_lb.state import State
+from efm_lb.truth import Truth
+
+if TYPE_CHECKING:
+    from efm_lb.configuration import Configuration
+    from efm_lb.dispatch import Answer, Dispatcher
+
+__all__ = ["main", "parse"]
+
+PATIENCE = 90.0
+"""Seconds that a request may be under way: the hook connects before it has asked the databases."""
+
+
+class Arguments(NamedTuple):
+    """The command line, which the owner of this host has written."""
+
+    cluster: str = "efm"
+    env_file: str | None = None
+
+
+class Refused(Exception):
+    """This host does not do what it was asked; the message says why."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read one request from standard input, do it, and answer on standard output, whatever happens.
+
+    :param argv: the command line without the program's name and without ``apply``
+    :return: 0 when there is an answer; nobody else than ssh looks at it
+    """
+    code = EX_OK
+    kind, answer = "outcome", None
+    try:
+        said = _answer(parse(argv))
+        if said is None:
+            return EX_OK
+        kind, answer = said
+    except (Refused, Malformed) as error:
+        answer = Outcome(Result.PERMANENT, str(error))
+    except EfmLbError as error:
+        code, answer = error.exit_code, Outcome(Result.PERMANENT, "; ".join(error.messages))
+    except Terminated:
+        code, answer = EX_TEMPFAIL, Outcome(Result.TEMPORARY, "terminated by a signal before it was done")
+    except Exception as error:
+        code, answer = EX_SOFTWARE, Outcome(Result.BUG, f"a bug in efm-lb: {type(error).__name__}: {error}")
+    signals.ignore()
+    if isinstance(answer, Outcome):
+        answer = outcome_document(answer)
+    _write(encoded(answer_document(kind, answer)))
+    return code
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read ``[--cluster NAME] [--env-file FILE]``.
+
+    :raises CallError: there is something else
+    """
+    from efm_lb.errors import CallError
+
+    given: dict[str, str] = {}
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in ("--cluster", "--env-file"):
+            raise CallError(f"efm-lb apply [--cluster NAME] [--env-file FILE]: what is {word!r}?")
+        given[name] = value if equals else next(rest, "")
+        if not given[name]:
+            raise CallError(f"{name} needs a value")
+    return Arguments(given.get("--cluster", "efm"), given.get("--env-file"))
+
+
+def _answer(arguments: Arguments) -> tuple[str, Any] | None:
+    """The answer to what comes on standard input, None when nothing comes."""
+    configuration, _ = settings_of(arguments.cluster, arguments.env_file, os.environ, here=True)
+    from efm_lb.dispatch import Dispatcher
+
+    dispatcher = Dispatcher(configuration)  # the adapters are imported while the request is on its way
+    data = _read(time.monotonic() + PATIENCE)
+    if not data:
+        return None
+    request = read_request(data)
+    deadline = time.monotonic() + request.seconds
+    _match(request, configuration)
+    return _do(request, configuration, dispatcher.only(request.balancer), deadline)
+
+
+def _match(request: Request, configuration: Configuration) -> None:
+    """:raises Refused: the sender speaks of another cluster, other nodes, or a balancer that is not here"""
+    if request.cluster != configuration.cluster:
+        raise Refused(f"this host answers for cluster {configuration.cluster}, not for {request.cluster}")
+    here = [balancer.name for balancer in configuration.balancers]
+    if request.balancer not in here:
+        raise Refused(f"no balancer {request.balancer} in the settings of its host; there are {', '.join(here)}")
+    own = [node.name for node in configuration.nodes]
+    if list(request.nodes) != own:
+        raise Refused(
+            f"EFM_LB_NODES is another one on the balancer's host: {', '.join(own)}; here {', '.join(request.nodes)}"
+        )
+
+
+def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, deadline: float) -> tuple[str, Any]:
+    given = request.given
+    state = State(configuration.state_dir, configuration.cluster)
+    if request.ask == "view":
+        return _told(dispatcher.views(configuration.nodes, deadline), "view", view_document)
+    truth = truth_of(given["truth"], configuration.nodes)
+    if request.ask == "check":
+        return _told(dispatcher.findings(truth, _log_in(configuration), deadline), "findings", findings_document)
+    if request.ask == "plan":
+        event = _fenced(given["event"], truth, state)
+        return _told(dispatcher.plan(event, deadline), "steps", list)
+    journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", request.call)
+    asked: Mapping[str, Any] = given["event"]
+    journal.record(
+        "call",
+        kind=f"{request.ask} {asked['kind']}",
+        host=asked["node"],
+        balancer=request.balancer,
+        sender=os.environ.get("SSH_CONNECTION", "").partition(" ")[0],
+    )
+    outcome = _act(request, truth, state, configuration, dispatcher, deadline)
+    result = outcome and [outcome.result.value, outcome.detail]
+    journal.record("outcome", outcomes={request.balancer: result} if result else {})
+    if outcome is None:
+        return "nothing", None
+    if journal.failure:
+        outcome = outcome._replace(detail=f"{outcome.detail}; not journalled on its host: {journal.failure}")
+    return "outcome", outcome
+
+
+def _act(
+    request: Request,
+    truth: Truth,
+    state: State,
+    configuration: Configuration,
+    dispatcher: Dispatcher,
+    deadline: float,
+) -> Outcome | None:
+    """Do it under this host's lock, so that calls from two hosts come one after the other."""
+    held = None
+    try:
+        try:
+            left = deadline - time.monotonic()
+            held = lock.acquire(f"{configuration.state_dir}/{configuration.cluster}.lock", left / 2)
+        except (TimeoutError, OSError):
+            held = None  # every step is idempotent; better two at once than none
+        # Looked at under the lock: another host may have sent a newer truth in between.
+        event = _fenced(request.given["event"], truth, state)
+        if request.ask == "act":
+            outcomes = dispatcher.send(event, deadline)
+        elif isinstance(event, Detach):
+            outcomes = dispatcher.hold(event, deadline)
+        else:
+            raise Malformed("only a detach can ask to hold")
+        _remember(truth, state)
+        return outcomes[0] if outcomes else None
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _fenced(document: Mapping[str, Any], truth: Truth, state: State) -> Event:
+    """The event, with what this host knows of newer timelines.
+
+    :raises Refused: it would give writes to a node that has missed a promotion
+    """
+    event = event_of(document, truth._replace(newest=max(truth.newest, state.timeline)))
+    if isinstance(event, Promote) and event.truth.primary != event.node:
+        newer = event.truth.outdated(event.node)
+        raise Refused(f"{event.node.name} is not proven to be the only primary" + (f": {newer}" if newer else ""))
+    return event
+
+
+def _remember(truth: Truth, state: State) -> None:
+    timeline = truth.state(truth.primary).timeline if truth.primary else None
+    if timeline and timeline > state.timeline:
+        state.timeline = timeline
+
+
+def _told(answers: Mapping[str, Answer], kind: str, document: Any) -> tuple[str, Any]:
+    (answer,) = answers.values()
+    if answer.failure:
+        return "outcome", answer.failure
+    return ("nothing", None) if answer.value is None else (kind, document(answer.value))
+
+
+def _log_in(configuration: Configuration) -> Any:
+    from efm_lb.commands.observe import ask
+
+    def log_in(user: str, dbname: str) -> Truth:
+        return ask(configuration._replace(probe={**configuration.probe, "user": user, "dbname": dbname}))
+
+    return log_in
+
+
+def _read(limit: float) -> bytes:
+    """All of standard input, or one byte more than a document may have.
+
+    :raises Refused: it did not end in time
+    """
+    data = b""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    while len(data) <= LIMIT:
+        left = limit - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise Refused("no request came in time")
+        chunk = os.read(0, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _write(data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError:
+        return  # the sender is gone; what was done is in the journal

@@ -1,0 +1,232 @@
+"""One command on another host, through OpenSSH's client: a document in, a document out, a deadline for everything.
+
+Nothing is quoted for a shell: the command is always the same words, and what is asked goes through standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from efm_lb.outcomes import PermanentError, TemporaryError
+from efm_lb.remote.schemas import LIMIT
+
+__all__ = ["COMMAND", "Destination", "Run"]
+
+COMMAND = ("efm-lb", "apply")
+"""What runs there when ``authorized_keys`` forces nothing else."""
+
+_LONGEST_SOCKET_NAME = 107 - 17
+"""Bytes of a Unix socket's path, without what ssh puts behind it while it makes one."""
+_UNQUOTED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./")
+"""Characters that mean themselves in a value of ssh's options."""
+_OWN_FAILURE = 255
+"""ssh's exit code for its own failures."""
+_NO_SUCH_COMMAND = 2
+"""The exit code of an efm-lb that does not know ``apply``."""
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+_MOST_SAID = 10_000
+
+# What ssh says, in any version, when a retry cannot help.
+_PERMANENT = (
+    "Permission denied",
+    "Host key verification failed",
+    "REMOTE HOST IDENTIFICATION HAS CHANGED",
+    "host key is known",
+    "Bad configuration option",
+    "Bad owner or permissions",
+    "no such identity",
+    "Too many authentication failures",
+    "invalid characters",
+)
+
+
+class Destination:
+    """An account on another host.
+
+    :ivar name: ``[user@]host`` or ``ssh://[user@]host[:port]``, as ssh takes it
+    :ivar connect_timeout: seconds that the connection may take; ssh takes whole ones
+    :ivar shared: the path of a Unix socket by which calls share a connection, empty for none
+    """
+
+    __slots__ = ("connect_timeout", "name", "shared")
+
+    def __init__(self, name: str, connect_timeout: float, state_dir: str, socket: str) -> None:
+        """:param socket: the name of the shared connection's socket in ``state_dir``"""
+        self.name = name
+        self.connect_timeout = connect_timeout
+        path = f"{state_dir}/{socket}"
+        is_short = len(path) <= _LONGEST_SOCKET_NAME
+        self.shared = path if is_short and _UNQUOTED.issuperset(path) and _is_private(state_dir) else ""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def argv(self, alone: bool = False) -> list[str]:
+        """ssh's command line.
+
+        :param alone: with a connection of its own
+        """
+        seconds = max(1, -int(-self.connect_timeout // 1))
+        sharing = ("auto", self.shared, "60") if self.shared and not alone else ("no", "none", "no")
+        options = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "yes",
+            "ConnectTimeout": seconds,
+            "ConnectionAttempts": 1,
+            # A shared connection whose host is gone is noticed within the time that a new one would take.
+            "ServerAliveInterval": max(1, seconds // 2),
+            "ServerAliveCountMax": 2,
+            "ControlMaster": sharing[0],
+            "ControlPath": sharing[1],
+            "ControlPersist": sharing[2],
+            "ClearAllForwardings": "yes",
+            "ForwardAgent": "no",
+            "ForwardX11": "no",
+            "PermitLocalCommand": "no",
+            "RequestTTY": "no",
+            "LogLevel": "ERROR",
+        }
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return ["ssh", *words, "--", self.name, *COMMAND]
+
+
+class Run:
+    """ssh at work, from when it is started until it has answered.
+
+    :raises PermanentError: there is no ssh on this host
+    """
+
+    def __init__(self, destination: Destination, alone: bool = False) -> None:
+        self.destination = destination
+        self.was_shared = bool(destination.shared) and not alone and os.path.exists(destination.shared)
+        theirs_in, self._input = os.pipe()
+        self._output, theirs_out = os.pipe()
+        self._words, theirs_words = os.pipe()
+        given = ((theirs_in, 0), (theirs_out, 1), (theirs_words, 2))
+        actions = [(os.POSIX_SPAWN_DUP2, *each) for each in given]
+        argv = destination.argv(alone)
+        environment = {**os.environ, "LC_ALL": "C"}
+        try:
+            # A process group of its own: a signal for the hook must not cut a balancer's change in the middle.
+            self._pid = os.posix_spawnp(argv[0], argv, environment, file_actions=actions, setpgroup=0)
+        except OSError as error:
+            for descriptor in (self._input, self._output, self._words):
+                os.close(descriptor)
+            raise PermanentError(f"ssh cannot be run on this host: {error.strerror}") from None
+        finally:
+            for descriptor, _ in given:
+                os.close(descriptor)
+        for descriptor in (self._input, self._output, self._words):
+            os.set_blocking(descriptor, False)
+
+    def ask(self, document: bytes, limit: float) -> bytes:
+        """Send a document and wait for the answer.
+
+        :param limit: when to give up, by ``time.monotonic()``; ssh is ended then
+        :return: what the command there wrote, of any kind, but something
+        :raises TemporaryError: no answer
+        :raises PermanentError: no answer, and no retry can help; ssh's own words say why
+        """
+        answer, words = bytearray(), bytearray()
+        try:
+            is_over = self._talk(document, answer, words, limit)
+            status = self._end(0.0 if is_over else limit)
+        finally:
+            for descriptor in (self._input, self._output, self._words):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._input = self._output = self._words = -1
+        if answer.endswith(b"\n"):
+            return bytes(answer)
+        raise self._failure(status, is_over, bytes(answer), words.decode("utf-8", "replace"))
+
+    def _talk(self, document: bytes, answer: bytearray, words: bytearray, limit: float) -> bool:
+        """Whether time was over before the answer was."""
+        poll = select.poll()
+        poll.register(self._input, select.POLLOUT)
+        poll.register(self._output, select.POLLIN)
+        poll.register(self._words, select.POLLIN)
+        left = memoryview(document)
+        while True:
+            seconds = limit - time.monotonic()
+            ready = dict(poll.poll(seconds * 1000)) if seconds > 0 else {}
+            if not ready:
+                return True
+            if self._input in ready:
+                try:
+                    left = left[os.write(self._input, left) :]
+                except BrokenPipeError:
+                    left = left[:0]
+                if not left:
+                    poll.unregister(self._input)
+                    os.close(self._input)
+                    self._input = -1
+            if self._words in ready:
+                said = os.read(self._words, 4096)
+                words += said[: _MOST_SAID - len(words)]
+                if not said:
+                    poll.unregister(self._words)
+            if self._output in ready:
+                came = os.read(self._output, 65536)
+                answer += came
+                if not came or len(answer) > LIMIT:
+                    self._listen(words)
+                    return False
+
+    def _listen(self, words: bytearray) -> None:
+        """What was said up to now; a shared connection's process may keep this end open for long."""
+        try:
+            words += os.read(self._words, 4096)
+        except BlockingIOError:
+            return
+
+    def _end(self, limit: float) -> int | None:
+        """Wait for ssh's end until ``limit``, then end it; its exit code, None when it was ended."""
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() >= limit:
+                os.kill(self._pid, 15)
+                return None
+            time.sleep(0.002)
+
+    def _failure(self, status: int | None, is_over: bool, answer: bytes, words: str) -> Exception:
+        said = _last_line(words)
+        why = f" ({said})" if said else ""
+        where = f"ssh to {self.destination}"
+        if is_over or status is None:
+            return TemporaryError(f"{where}: no answer in time{why}")
+        if status == _OWN_FAILURE:
+            wrong = f"{where}: {said or 'the connection was cut'}"
+            return PermanentError(wrong) if any(reason in words for reason in _PERMANENT) else TemporaryError(wrong)
+        if answer:
+            return TemporaryError(f"{where}: the answer was cut off{why}")
+        if status in (_NOT_FOUND, _NOT_EXECUTABLE):
+            return PermanentError(
+                f"{where}: efm-lb is not there{why}: install it, or name it with its whole path in authorized_keys:"
+                ' command="/.../efm-lb apply"'
+            )
+        if status == _NO_SUCH_COMMAND:
+            return PermanentError(
+                f"{where}: efm-lb there does not know apply{why}: it is older than this one; upgrade it"
+            )
+        return PermanentError(f"{where}: no answer, exit code {status}{why}")
+
+
+def _is_private(directory: str) -> bool:
+    """Whether nobody else can put a socket there: who listens on it would be taken for the other host."""
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return False
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 and os.access(directory, os.W_OK)
+
+
+def _last_line(words: str) -> str:
+    """What ssh or the shell there said last; a banner comes before it."""
+    lines = [" ".join(line.split()) for line in words.splitlines() if any(char.isalnum() for char in line)]
+    return lines[-1][:300] if lines else ""

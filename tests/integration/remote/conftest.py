@@ -1,0 +1,51 @@
+"""PgBouncer's host, as far as ssh goes: an env file of its own, and a key that may run ``efm-lb apply``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.hooks import EFM_LB, Hook, hook_environment
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
+from integration.remote.sshd import Sshd, words
+
+
+class Estate:
+    """A cluster, a PgBouncer on another host, and a hook that reaches it by ssh only.
+
+    :ivar there: the env file of PgBouncer's host
+    """
+
+    def __init__(self, cluster: Cluster, pooler: Pgbouncer, directory: Path) -> None:
+        self.cluster = cluster
+        self.pooler = pooler
+        name = directory.name
+        self.there = hook_environment(cluster, [], f"{name}-there", poolers=[pooler])
+        self.sshd = Sshd(directory, self.forced())
+        self.extra: dict[str, object] = {
+            "EFM_LB_BALANCERS__PGB1__ADAPTER": "pgbouncer",
+            "EFM_LB_BALANCERS__PGB1__HOST_SSH": self.sshd.destination,
+        }
+        self._name = f"{name}-here"
+
+    def forced(self) -> str:
+        """The forced command."""
+        return words([*EFM_LB, "apply", f"--env-file={self.there}"])
+
+    def hook(self, **extra: object) -> Hook:
+        env_file = hook_environment(self.cluster, [], self._name, {**self.extra, **extra})
+        return Hook(lambda words: [*EFM_LB, *words, f"--env-file={env_file}"], {"PATH": self.sshd.path}, timeout=40)
+
+    def state(self, where: str) -> Path:
+        """The state directory ``here``, where the hook runs, or ``there``."""
+        return self.there.parent / f"{self._name.removesuffix('-here')}-{where}.state"
+
+
+@pytest.fixture
+def estate(cluster: Cluster, pgbouncer: Pgbouncer, tmp_path: Path) -> Iterator[Estate]:
+    made = Estate(cluster, pgbouncer, tmp_path)
+    yield made
+    made.sshd.stop()
