@@ -92,6 +92,12 @@ class Dispatcher:
 
             self._ways |= {balancer.name: Remote(balancer, configuration, call) for balancer in elsewhere}
 
+    def connect(self) -> None:
+        """Begin to connect to the balancers on other hosts: something is about to be asked of them."""
+        for way in self._ways.values():
+            if not isinstance(way, _Adapter):
+                way.connect()
+
     def only(self, name: str) -> Dispatcher:
         """The same for one balancer alone; nothing is imported anew."""
         one: Dispatcher = object.__new__(Dispatcher)

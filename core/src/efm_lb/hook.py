@@ -272,6 +272,7 @@ def _settle(
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
     setswitchinterval(SWITCH)
     dispatcher = _dispatcher(configuration, call.name)
+    dispatcher.connect()
     newest = state.timeline
     while True:
         truth = answers.truth()._replace(newest=newest)

@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
@@ -43,7 +44,7 @@ class Sshd:
     def path(self) -> str:
         return f"{self.directory / 'bin'}:{BARE_ENVIRONMENT['PATH']}"
 
-    def force(self, command: str, environment: Mapping[str, str] | None = None) -> None:
+    def force(self, command: str) -> None:
         """Let the key run this and nothing else; anything when it is empty."""
         key = (self.directory / "id.pub").read_text()
         quoted = command.replace('"', '\\"')
@@ -95,6 +96,12 @@ class Sshd:
             self._server.terminate()
             self._server.wait(10)
             self._server = None
+
+    @contextmanager
+    def silent(self) -> Iterator[str]:
+        """A destination that takes connections and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield f"ssh://{getpass.getuser()}@127.0.0.1:{listener.getsockname()[1]}"
 
     def log(self) -> str:
         return (self.directory / "sshd.log").read_text()

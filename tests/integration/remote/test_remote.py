@@ -2,20 +2,291 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from efm_lb.rehearsal.hooks import EFM_LB, Run
+from efm_lb.rehearsal.pgbouncer import WRITE
+from efm_lb.rehearsal.waiting import wait_until
 from integration.remote.conftest import Estate
+from integration.remote.sshd import run, words
 
 
-def test_a_promotion_moves_the_writes_of_a_pooler_on_another_host(estate: Estate) -> None:
+def fail_over(estate: Estate) -> str:
+    """The name of the new primary."""
     old, new, other = estate.cluster.nodes
     old.stop()
     new.promote()
     other.follow(new)
-    run = estate.hook()("attach", new.name, "p")
-    assert run.exit_code == 0, run.output
-    print(run.output)
-    for n in range(3):
-        run = estate.hook()("attach", new.name, "p")
-        print(run.output)
-    print(estate.hook()("status").output)
-    print(estate.hook()("check").output)
-    print(estate.hook()("plan").output)
+    return new.name
+
+
+def attach_standby(estate: Estate, **extra: object) -> Run:
+    return estate.hook(**extra)("attach", estate.cluster.nodes[2].name, "s")
+
+
+def line_of(run: Run) -> str:
+    (line,) = [line for line in run.output.splitlines() if line.startswith("pgb1: ")]
+    return line
+
+
+def journal(estate: Estate, where: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (estate.state(where) / "efm.journal").read_text().splitlines()]
+
+
+def test_a_promotion_moves_the_writes_and_both_hosts_have_it_in_their_journals(estate: Estate) -> None:
+    new = fail_over(estate)
+    moved = estate.hook()("attach", new, "p")
+    assert moved.exit_code == 0, moved.output
+    assert line_of(moved).startswith("pgb1: changed")
+    assert new in str(estate.pooler.query("select inet_server_addr()::text as address"))
+    again = estate.hook()("attach", new, "p")
+    assert line_of(again).startswith("pgb1: unchanged"), again.output
+    here, there = journal(estate, "here"), journal(estate, "there")
+    assert [record["record"] for record in there] == ["call", "outcome"] * 2
+    assert {record["call"] for record in there} == {record["call"] for record in here}
+    assert there[0]["kind"] == "act promote"
+    assert there[0]["sender"] == "127.0.0.1"
+
+
+def test_a_planned_switchover_holds_and_lets_go(estate: Estate) -> None:
+    held = estate.hook()("detach", estate.cluster.nodes[0].name, "p")
+    assert held.exit_code == 0, held.output
+    assert f"{WRITE} held for at most" in held.output
+    assert estate.pooler.paused() == [WRITE], "ssh has ended, and the one who lets go has not"
+    assert estate.hook()("attach", fail_over(estate), "p").exit_code == 0
+    assert not estate.pooler.paused()
+
+
+def test_every_command_for_people_sees_it(estate: Estate) -> None:
+    hook = estate.hook()
+    status = hook("status", "--json")
+    assert json.loads(status.stdout)["balancers"]["pgb1"]["failure"] is None
+    assert [node["writes"] for node in json.loads(status.stdout)["balancers"]["pgb1"]["nodes"]] == [True, False, False]
+    assert "pgb1: nothing to do" in hook("plan").output
+    assert [f["subject"] for f in json.loads(hook("check", "--json").stdout)["findings"] if f["where"] == "pgb1"]
+    dry = hook("detach", estate.cluster.nodes[2].name, "s", "--dry-run")
+    assert "pgb1: " in dry.output
+    assert dry.exit_code == 0
+    assert not (estate.state("there") / "efm.journal").exists(), "looking is no call"
+
+
+def test_a_stale_host_cannot_move_writes_back(estate: Estate) -> None:
+    """The balancer's host has seen a newer timeline than the hook's host, which sees the old primary only."""
+    old, new, other = estate.cluster.nodes
+    old.stop()
+    new.promote()
+    other.follow(new)
+    assert estate.hook()("attach", new.name, "p").exit_code == 0
+    for node in (new, other):
+        node.stop()
+    old.start()
+    (estate.state("here") / "efm.timeline").unlink()
+    wrong = estate.hook()("attach", old.name, "p")
+    assert wrong.exit_code == 69, wrong.output
+    assert "not proven to be the only primary: this host has seen timeline 2" in line_of(wrong)
+    assert new.name in estate.pooler.entries.read_text()
+
+
+# What goes wrong on the way
+
+
+def test_nobody_listens(estate: Estate) -> None:
+    estate.sshd.stop()
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "Connection refused" in line_of(failed)
+
+
+def test_the_host_is_silent(estate: Estate) -> None:
+    """Its kernel takes the connection and nobody answers."""
+    with estate.sshd.silent() as destination:
+        failed = attach_standby(estate, EFM_LB_BALANCERS__PGB1__HOST_SSH=destination, EFM_LB_CONNECT_TIMEOUT=1)
+    assert failed.exit_code == 75
+    assert failed.seconds < 6
+    assert f"ssh to {destination}" in line_of(failed)
+
+
+def test_the_key_is_refused(estate: Estate) -> None:
+    estate.sshd.refuse()
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "Permission denied" in line_of(failed)
+
+
+def test_the_host_key_has_changed(estate: Estate) -> None:
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", estate.sshd.directory / "other")
+    estate.sshd.know("other")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "Host key verification failed" in line_of(failed)
+
+
+def test_the_host_key_is_not_known(estate: Estate) -> None:
+    (estate.sshd.directory / "known_hosts").write_text("")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "Host key verification failed" in line_of(failed)
+
+
+def test_a_slow_host_is_waited_for(estate: Estate) -> None:
+    estate.sshd.force(f"sleep 1; exec {estate.forced()}")
+    assert attach_standby(estate).exit_code == 0
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for_longer_than_the_deadline(estate: Estate) -> None:
+    estate.sshd.force("sleep 20")
+    failed = attach_standby(estate, EFM_LB_DEADLINE=3)
+    assert failed.exit_code == 75
+    assert failed.seconds < 6
+    assert "no answer in time" in line_of(failed)
+
+
+def test_the_connection_is_cut(estate: Estate) -> None:
+    estate.sshd.force("kill -9 $PPID")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "ssh to" in line_of(failed)
+
+
+def test_the_answer_is_cut(estate: Estate) -> None:
+    estate.sshd.force("""cat >/dev/null; printf '{"schema": "efm-lb/app'""")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "the answer was cut off" in line_of(failed)
+
+
+def test_a_shared_connection_to_a_host_that_was_started_anew_is_not_the_last_word(estate: Estate) -> None:
+    assert attach_standby(estate).exit_code == 0
+    estate.sshd.stop()
+    estate.sshd.start()
+    done = attach_standby(estate)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("command", ["/nowhere/efm-lb apply", "/etc/passwd"])
+def test_efm_lb_is_not_there(estate: Estate, command: str) -> None:
+    estate.sshd.force(command)
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "efm-lb is not there" in line_of(failed)
+    assert "authorized_keys" in line_of(failed)
+
+
+def test_an_older_efm_lb_there_does_not_know_apply(estate: Estate) -> None:
+    estate.sshd.force(words([*EFM_LB, "aply"]))
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "does not know apply" in line_of(failed)
+    assert "upgrade" in line_of(failed)
+
+
+def test_another_version_there_answers_in_another_way(estate: Estate) -> None:
+    answer = '{"schema": "efm-lb/apply-answer/v0", "version": "0.0.9", "result": "changed"}'
+    estate.sshd.force(f"cat >/dev/null; echo '{answer}'")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "efm-lb/apply-answer/v0 by efm-lb 0.0.9" in line_of(failed)
+    assert "upgrade the older one" in line_of(failed)
+
+
+def test_the_account_says_something_else(estate: Estate) -> None:
+    estate.sshd.force("echo Welcome to pgb1")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "answered 'Welcome to pgb1'" in line_of(failed)
+
+
+def test_ssh_is_not_installed(estate: Estate, tmp_path: Path) -> None:
+    env_file = estate.hook()("config", "show").argv[-1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    argv = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", env_file]
+    failed = subprocess.run(argv, env={"PATH": str(empty)}, capture_output=True, text=True, timeout=30, check=False)
+    assert failed.returncode == 69
+    assert "ssh cannot be run on this host" in failed.stdout
+
+
+# What the other host does not do
+
+
+def test_it_answers_for_its_own_cluster_only(estate: Estate) -> None:
+    estate.sshd.force(f"{estate.forced()} --cluster=other")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "this host answers for cluster other, not for efm" in line_of(failed)
+
+
+def test_it_knows_its_own_nodes_only(estate: Estate) -> None:
+    text = estate.there.read_text()
+    nodes = ",".join(node.address for node in estate.cluster.nodes)
+    estate.there.write_text(text.replace(nodes, nodes.rpartition(",")[0]))
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "EFM_LB_NODES is another one on the balancer's host" in line_of(failed)
+
+
+def test_it_knows_its_own_balancers_only(estate: Estate) -> None:
+    extra = {name.replace("PGB1", "PGB2"): value for name, value in estate.extra.items()}
+    none = dict.fromkeys(estate.extra)
+    failed = estate.hook(**extra, **none)("attach", estate.cluster.nodes[2].name, "s")
+    assert failed.exit_code == 69
+    assert "no balancer pgb2 in the settings of its host; there are pgb1" in failed.output
+
+
+def test_its_settings_are_wrong(estate: Estate) -> None:
+    estate.there.write_text(estate.there.read_text() + "EFM_LB_BALANCERS__PGB1__HODL=3\n")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "EFM_LB_BALANCERS__PGB1__HODL" in line_of(failed)
+    assert "did you mean" in line_of(failed)
+
+
+def test_the_key_can_do_nothing_else(estate: Estate) -> None:
+    """Whatever command is sent with it, and whatever is written to it."""
+    argv = ["ssh", "-o", "BatchMode=yes", estate.sshd.destination, "id; cat /etc/passwd"]
+    for text in ("", "id\n", '{"schema": "efm-lb/apply/v1"}\n', "[" * 100_000, "\xff" * 2_000_000):
+        done = subprocess.run(
+            argv,
+            env={"PATH": estate.sshd.path},
+            input=text.encode("latin-1"),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert b"root" not in done.stdout
+        assert b"Traceback" not in done.stderr
+        if text:
+            assert json.loads(done.stdout)["answer"]["outcome"]["result"] == "failed"
+
+
+def test_one_env_file_can_serve_every_host(estate: Estate) -> None:
+    """HOST_SSH does not count where the balancer is."""
+    text = estate.there.read_text()
+    estate.there.write_text(text + f"EFM_LB_BALANCERS__PGB1__HOST_SSH={estate.sshd.destination}\n")
+    assert attach_standby(estate).exit_code == 0
+
+
+def test_a_hook_that_is_terminated_does_not_cut_the_change_on_the_other_host(estate: Estate) -> None:
+    new = fail_over(estate)
+    env_file = estate.hook()("config", "show").argv[-1]
+    estate.sshd.force(f"sleep 1; exec {estate.forced()}")
+    hook = subprocess.Popen(
+        [*EFM_LB, "attach", new, "p", env_file],
+        env={"PATH": estate.sshd.path},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    # It has said all that it has to say once the databases have answered, and now it waits.
+    time.sleep(0.9)
+    os.killpg(hook.pid, signal.SIGTERM)
+    said, _ = hook.communicate(timeout=10)
+    assert hook.returncode == 75
+    assert b"terminated" in said
+    assert wait_until(lambda: new in estate.pooler.entries.read_text(), timeout=10)

@@ -31,8 +31,8 @@ NODES = "EFM_LB_NODES (FILE:1)"
         (f"{POOL1}__PROT=1", f"no such variable; did you mean {POOL1}__PORT?"),
         (
             f"{POOL1}__NONSENSE=x",
-            f"no such variable; it has {POOL1}__ADAPTER, {POOL1}__HOST_SSH, {POOL1}__HOST, {POOL1}__PORT, {POOL1}__RATIO,"
-            f" {POOL1}__VERBOSE, {POOL1}__WRITE, {POOL1}__TLS, {POOL1}__CERT",
+            f"no such variable; it has {POOL1}__ADAPTER, {POOL1}__HOST_SSH, {POOL1}__HOST, {POOL1}__PORT,"
+            f" {POOL1}__RATIO, {POOL1}__VERBOSE, {POOL1}__WRITE, {POOL1}__TLS, {POOL1}__CERT",
         ),
         *[
             (f"{POOL1}__HOST_SSH={text}", f"{text!r} is no [user@]host or ssh://[user@]host[:port]")

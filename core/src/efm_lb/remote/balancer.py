@@ -19,6 +19,8 @@ __all__ = ["Remote"]
 
 _MARGIN = 0.2
 """Seconds that an answer may need for its way back."""
+_OLD = 5.0
+"""Seconds after which a connection that was begun may have been lost."""
 _ASKS = {
     "efm_lb_attach": "act",
     "efm_lb_detach": "act",
@@ -48,12 +50,20 @@ class Remote:
         self._cluster = configuration.cluster
         self._nodes = configuration.nodes
         self._call = call
+        self._run: Run | None = None
         self._destination = Destination(
             balancer.host_ssh,
             balancer.connect_timeout,
             configuration.state_dir,
             f"{configuration.cluster}.{balancer.name}.ssh",
         )
+
+    def connect(self) -> None:
+        """Begin to connect, so that the question finds efm-lb there waiting for it."""
+        try:
+            self._run = Run(self._destination)
+        except PermanentError:
+            self._run = None  # whoever asks is told
 
     def __str__(self) -> str:
         return f"efm-lb apply at {self._destination}"
@@ -84,13 +94,16 @@ class Remote:
             )
 
         limit = deadline - _MARGIN / 2
-        run = Run(self._destination)
+        run = self._run or Run(self._destination)
+        self._run = None
+        asked = time.monotonic()
         try:
             data = run.ask(request(), limit)
         except TemporaryError:
-            if not run.was_shared or limit - time.monotonic() < self._balancer.connect_timeout:
+            is_old = run.was_shared or asked - run.started > _OLD
+            if not is_old or time.monotonic() - asked > self._balancer.connect_timeout / 2:
                 raise
-            # The shared connection is from before: its host may have been started anew since.
+            # The connection is from before: its host may have been started anew since.
             data = Run(self._destination, alone=True).ask(request(), limit)
         try:
             kind, answer = documents.read_answer(data)

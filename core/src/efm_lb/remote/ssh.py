@@ -101,6 +101,7 @@ class Run:
 
     def __init__(self, destination: Destination, alone: bool = False) -> None:
         self.destination = destination
+        self.started = time.monotonic()
         self.was_shared = bool(destination.shared) and not alone and os.path.exists(destination.shared)
         theirs_in, self._input = os.pipe()
         self._output, theirs_out = os.pipe()
