@@ -3,7 +3,7 @@
 # make check   types, lint, format, architecture
 # make bench   efm-lb and the bash hooks side by side on one cluster
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench packages clean
+.PHONY: help demo test check bench packages sshd clean
 .DELETE_ON_ERROR:
 
 VENV   := .venv
@@ -29,6 +29,14 @@ packages:
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 
+# Load balancers on other hosts are tested through a real sshd.
+sshd:
+	@[ -x /usr/sbin/sshd ] || command -v sshd >/dev/null || { \
+		echo "installing: openssh-server" && \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server; \
+	}
+
 $(VENV)/installed: pyproject.toml | packages
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade 'pip>=25.1'
@@ -38,7 +46,7 @@ $(VENV)/installed: pyproject.toml | packages
 demo: $(VENV)/installed
 	$(VENV)/bin/efm-lb rehearse
 
-test: $(VENV)/installed
+test: sshd $(VENV)/installed
 	$(PYTHON) -m pytest
 
 check: $(VENV)/installed

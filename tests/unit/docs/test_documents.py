@@ -22,7 +22,7 @@ from efm_lb.settings import settings_of
 from efm_lb_pgpool.check import SETTINGS
 from efm_lb_pgpool.steps import HOLD
 from unit.docs.documents import DOCS, DOCUMENTS, ROOT, blocks, outside_code, read, slug, table
-from unit.docs.regenerate import BEGIN, PAGE, tables
+from unit.docs.regenerate import BEGIN, PAGE, SCHEMAS, schema_text, tables
 
 HOOK_FUNCTIONS = {name: value for name, value in vars(hookspecs).items() if name.startswith("efm_lb_")}
 
@@ -82,6 +82,11 @@ def test_the_settings_are_generated() -> None:
     head, begin, body = PAGE.read_text().partition(BEGIN)
     assert begin + body == tables(), "run .venv/bin/python tests/unit/docs/regenerate.py"
     assert "regenerate.py" in head
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_for_other_hosts_are_published(name: str) -> None:
+    assert (PAGE.parent / name).read_text() == schema_text(name), "run .venv/bin/python tests/unit/docs/regenerate.py"
 
 
 def test_every_setting_that_check_judges_is_explained() -> None:
