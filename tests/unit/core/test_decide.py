@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from efm_lb import Attach, Detach, Node, NodeState, Origin, Promote, Reach, Role, Truth
 from efm_lb.calls import Call, Kind
 from efm_lb.configuration import DetachLivePrimary
-from efm_lb.decide import Policy, Verdict, decide
+from efm_lb.decide import SUCCESSION, Policy, Verdict, decide
 
 DB1, DB2, DB3 = (Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 P, S = Role.PRIMARY, Role.STANDBY
@@ -64,12 +64,25 @@ SPLIT = truth(up(DB1, P, 1), up(DB2, P, 2), up(DB3, S, 1))
         (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), up(DB2, P)), Detach),
         (call("detach", DB1, S), truth(down(DB1, Reach.DENIED), up(DB2, S)), Detach),
         (call("detach", DB1, P, Origin.FOLLOW_UP), NO_PRIMARY, Detach),
+        (call("detach", DB1, S, Origin.FOLLOW_UP), FAILED_OVER, Detach),
     ],
 )
 def test_acts(what: Call, truth: Truth, expected: type) -> None:
     decision = decide(what, truth, NOW)
     assert decision.verdict is Verdict.ACT
     assert decision.event == expected(what.node, truth, what.origin)
+
+
+@pytest.mark.parametrize("role", [P, None])
+def test_the_follow_up_of_a_dead_primary_sends_the_writes_to_the_new_one(role: Role | None) -> None:
+    again = call("detach", DB1, role, Origin.FOLLOW_UP)
+    assert decide(again, FAILED_OVER, NOW).event == Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)
+
+
+@pytest.mark.parametrize(("what", "owed"), [(P, SUCCESSION), (None, SUCCESSION), (S, None)])
+def test_a_dead_primary_without_a_successor_is_judged_again(what: Role | None, owed: float | None) -> None:
+    assert decide(call("detach", DB1, what), NO_PRIMARY, NOW).again_after == owed
+    assert decide(call("detach", DB1, what), FAILED_OVER, NOW).again_after is None
 
 
 @pytest.mark.parametrize(
@@ -231,7 +244,11 @@ def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
     assert decision.reason
     assert (decision.verdict is Verdict.ACT) == (event is not None)
     if event is not None:
-        assert event.node == what.node, "an event is about the node of the call"
+        if what.kind is Kind.DETACH and isinstance(event, Promote):
+            assert what.origin is Origin.FOLLOW_UP, "a call to detach moves writes only when nobody else calls"
+            assert truth.state(what.node).reach is not Reach.ACCEPTING, "and only when the old primary is down"
+        else:
+            assert event.node == what.node, "an event is about the node of the call"
         assert event.truth == truth
     if event is not None and event.truth.primary:
         assert truth.primaries == (event.truth.primary,), "an adapter is told of one primary or none"
