@@ -241,7 +241,8 @@ def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
     decision, _, dispatcher = _settle(call, configuration, state, deadline)
     if decision.event is None:
         holders = dispatcher.holders(deadline) if decision.hold else ()
-        return Report(str(call), EX_OK, decision, steps={name: ["asked to hold new work back"] for name in holders})
+        asked = ["would be asked to hold new work back"]
+        return Report(str(call), EX_OK, decision, steps=dict.fromkeys(holders, asked))
     steps = {}
     for name, answer in dispatcher.plan(decision.event, deadline).items():
         if answer.failure:

@@ -452,7 +452,7 @@ def test_a_dry_run_of_a_deferred_detach_holds_nothing(world: World, run: Run) ->
     code, lines = run("detach", "db1", "p", "--dry-run")
     assert code == 0
     assert world.held == []
-    assert lines[1:] == ["pool1: asked to hold new work back"]
+    assert lines[1:] == ["pool1: would be asked to hold new work back"]
 
 
 @pytest.mark.parametrize(("redirection", "code"), [(">/dev/full", 70), (">&-", 0)])
