@@ -159,7 +159,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
         outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in report.outcomes},
     )
     if journal.failure:
-        notes.append(f"not journalled: {journal.failure}")
+        notes.append(journal.failure)
     owed = follow_up.owed(report)
     if owed is not None and call.origin is Origin.HOOK:
         try:

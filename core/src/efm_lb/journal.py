@@ -19,13 +19,19 @@ Value = None | bool | int | str | Sequence["Value"] | Mapping[str, "Value"]
 
 LIMIT = 4 * 1024 * 1024
 """Bytes after which the file is set aside as ``<name>.1``, replacing the one before."""
+HARD_LIMIT = 4 * LIMIT
+"""Bytes after which a file that cannot be set aside takes no more records: it must not fill the disk."""
 
 
 class Journal:
-    """Appends records; a failure to write is remembered, never raised, for the balancers come first.
+    """Appends records; a failure is remembered, never raised, for the balancers come first.
+
+    A file that is longer than `LIMIT` and cannot be set aside takes records all the same, up to `HARD_LIMIT`, and
+    each call says so.
 
     :param path: the file, made with mode 0600
     :param call: identifies the call in all of its records
+    :ivar failure: what a person must know, in words; empty when nothing
     """
 
     def __init__(self, path: str, call: str) -> None:
@@ -45,7 +51,7 @@ class Journal:
         try:
             self._append(line.encode())
         except OSError as error:
-            self.failure = f"{self._path}: {error.strerror}"
+            self.failure = f"not journalled: {self._path}: {error.strerror}"
 
     def _append(self, line: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -53,13 +59,22 @@ class Journal:
         try:
             status = os.fstat(descriptor)
             if status.st_size > LIMIT:
-                self._set_aside(descriptor, status.st_ino)
+                self._make_room(descriptor, status)
             elif not status.st_size:
                 hand_over(descriptor, self._path)
             if os.write(descriptor, line) < len(line):
                 raise OSError(28, "No space left on device")
         finally:
             os.close(descriptor)
+
+    def _make_room(self, descriptor: int, status: os.stat_result) -> None:
+        try:
+            self._set_aside(descriptor, status.st_ino)
+        except OSError as error:
+            problem = f"it is too long and cannot be set aside as {self._path}.1 ({error.strerror})"
+            if status.st_size > HARD_LIMIT:
+                raise OSError(error.errno, problem) from None
+            self.failure = self.failure or f"the journal {self._path}: {problem}"
 
     def _set_aside(self, descriptor: int, inode: int) -> None:
         """Make room for a new file; this record is the last of the old one, so that no writer is left without a file.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb.journal import LIMIT, Journal, _encoded
+from efm_lb.journal import HARD_LIMIT, LIMIT, Journal, _encoded
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -72,6 +72,37 @@ def test_it_is_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "efm.journal.1").read_bytes().startswith(b"x" * (LIMIT + 1) + b'{"at"')
     Journal(str(path), "c2").record("call")
     assert len(path.read_text().splitlines()) == 1
+
+
+def in_the_way(path: Path) -> None:
+    """A directory where the journal's file would be set aside: not even root can rename a file to it."""
+    Path(f"{path}.1").mkdir()
+
+
+def test_what_cannot_be_set_aside_is_written_to_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "efm.journal"
+    in_the_way(path)
+    path.write_bytes(b"x" * (LIMIT + 1) + b"\n")
+    journal = Journal(str(path), "c1")
+    for what in ("call", "outcome"):
+        journal.record(what)
+    assert [json.loads(line)["record"] for line in path.read_text().splitlines()[1:]] == ["call", "outcome"]
+    assert journal.failure == (
+        f"the journal {path}: it is too long and cannot be set aside as {path}.1 (Is a directory)"
+    )
+
+
+def test_what_cannot_be_set_aside_does_not_fill_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "efm.journal"
+    in_the_way(path)
+    path.touch()
+    os.truncate(path, HARD_LIMIT + 1)
+    journal = Journal(str(path), "c1")
+    journal.record("call")
+    assert path.stat().st_size == HARD_LIMIT + 1
+    assert journal.failure == (
+        f"not journalled: {path}: it is too long and cannot be set aside as {path}.1 (Is a directory)"
+    )
 
 
 @pytest.mark.parametrize("between", [["c1"], ["c1", "c3"]])
