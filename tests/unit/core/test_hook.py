@@ -455,10 +455,41 @@ def test_a_dry_run_of_a_deferred_detach_holds_nothing(world: World, run: Run) ->
     assert lines[1:] == ["pool1: would be asked to hold new work back"]
 
 
-@pytest.mark.parametrize(("redirection", "code"), [(">/dev/full", 70), (">&-", 0)])
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [
+        (">/dev/full", 70),
+        (">&-", 0),
+        (">/dev/full 2>&-", 70),
+        (">/dev/full 2>/dev/full", 70),
+        (">&- 2>&-", 0),
+    ],
+)
 def test_a_command_for_people_ends_without_a_traceback_wherever_its_output_goes(redirection: str, code: int) -> None:
     argv = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "efm_lb", "adapters"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == (1 if code else 0)
+    assert len(done.stderr.splitlines()) == (1 if code and "2>" not in redirection else 0)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["adapters"], ["--help"]])
+def test_a_command_for_people_whose_reader_went_away_ends_as_other_programs_do(
+    words: Sequence[str], unbuffered: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "efm_lb", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    try:
+        done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_what_is_wrong_with_the_settings_is_told_by_the_exit_code_where_no_word_can_be(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "efm_lb", "status", f"--env-file={tmp_path}/none"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(argv, stderr=full, check=False).returncode == 78

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -11,12 +12,14 @@ from typer.core import TyperGroup
 
 from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
-from efm_lb.errors import EX_SOFTWARE, EfmLbError
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EfmLbError
 from efm_lb.settings import settings_of
 
 __all__ = ["app", "run"]
 
 HOOKS = "Script hooks of EFM"
+_READER_GONE = 141
+"""The exit code that a shell reports of a program that SIGPIPE has ended."""
 
 
 class _Group(TyperGroup):
@@ -26,8 +29,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except EfmLbError as error:
-            for message in error.messages:
-                typer.echo(f"efm-lb: {message}", err=True)
+            with suppress(OSError):
+                for message in error.messages:
+                    typer.echo(f"efm-lb: {message}", err=True)
             raise typer.Exit(error.exit_code) from None
 
 
@@ -185,22 +189,40 @@ def adapters(json: Json = False) -> None:
 
 
 def run() -> NoReturn:
-    """Run the command line and end the process: a bug, or an output that cannot be written, with one line and 70."""
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    problem = ""
+    """Run the command line and end the process.
+
+    A bug, or an output that cannot be written, ends it with one line and 70. A reader that went away ends it without a
+    word and with 141, as it ends other programs.
+    """
+    # None when the caller has closed it.
+    sys.stdout = stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    code, problem = _ending()
+    try:
+        stdout.flush()
+    except BrokenPipeError:
+        code, problem = _READER_GONE, ""
+    except OSError as error:
+        code, problem = EX_SOFTWARE, f"the output cannot be written: {error.strerror}"
+    if problem:
+        with suppress(OSError):
+            os.write(2, f"efm-lb: {problem}\n".encode("utf-8", "backslashreplace"))
+    # At once: Python's own end would fail once more over what cannot be written, and make an exit code of that.
+    os._exit(code)
+
+
+def _ending() -> tuple[int, str]:
+    """Run the command line: the exit code, and what there is to say about it."""
     try:
         app()
-    except SystemExit:
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            problem = f"the output cannot be written: {error.strerror}"
-        else:
-            raise
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # of which typer and rich make a 1
+            return _READER_GONE, ""
+        return end.code if isinstance(end.code, int) else EX_SOFTWARE, ""
+    except BrokenPipeError:
+        return _READER_GONE, ""
     except OSError as error:
-        problem = str(error)
+        return EX_SOFTWARE, str(error)
     except Exception as error:
-        problem = f"a bug in efm-lb: {type(error).__name__}: {error}"
-    sys.stderr.write(f"efm-lb: {problem}\n")
-    os._exit(EX_SOFTWARE)
+        return EX_SOFTWARE, f"a bug in efm-lb: {type(error).__name__}: {error}"
+    return EX_OK, ""
