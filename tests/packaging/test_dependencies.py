@@ -11,7 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OWN = {"efm_lb", "efm_lb_haproxy", "efm_lb_pgbouncer", "efm_lb_pgpool"}
+OWN = {"efm_lb", "efm_lb_main", "efm_lb_haproxy", "efm_lb_pgbouncer", "efm_lb_pgpool"}
 
 
 def at_run_time(tree: ast.AST) -> Iterator[str]:

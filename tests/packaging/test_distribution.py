@@ -40,6 +40,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "efm_lb",
         "efm_lb_haproxy",
+        "efm_lb_main.py",
         "efm_lb_pgbouncer",
         "efm_lb_pgpool",
     }

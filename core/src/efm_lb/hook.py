@@ -60,14 +60,16 @@ def main(argv: Sequence[str]) -> int:
     """
     words = without_options(argv)
     try:
-        report = run(parse(argv), os.environ)
-    except EfmLbError as error:
-        report = Report(words, error.exit_code, notes=tuple(error.messages))
+        try:
+            signals.raise_terminated()
+            report = run(parse(argv), os.environ)
+        except EfmLbError as error:
+            report = Report(words, error.exit_code, notes=tuple(error.messages))
+        except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
+            report = Report(words, EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
+        signals.ignore()
     except Terminated:
         report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
-    except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
-        report = Report(words, EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
-    signals.ignore()
     _say(as_document(report) if "--json" in argv else "\n".join(as_lines(report)))
     if report.exit_code and any(word.startswith("--follow-up") for word in argv):
         _log(as_lines(report))

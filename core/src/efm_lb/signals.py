@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT end a hook run with a line and an exit code, at any moment and only once."""
+"""SIGTERM and SIGINT end a hook run with a line and an exit code, at any moment and only once.
+
+Until a run has begun, `efm_lb_main` sees to that.
+"""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from efm_lb import (
 )
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.decide import SUCCESSION
+from efm_lb.signals import Terminated
 from efm_lb.state import new_call
 
 P, S = Role.PRIMARY, Role.STANDBY
@@ -408,6 +409,16 @@ def test_a_bug_is_a_line_and_an_exit_code(world: World, run: Run, monkeypatch: p
     code, lines = run("attach", "db2", "p")
     assert code == 70
     assert lines == ["efm-lb attach db2 p: a bug in efm-lb: ZeroDivisionError: ouch"]
+
+
+def test_a_signal_after_the_last_step_is_a_line_and_an_exit_code(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate() -> None:
+        raise Terminated
+
+    monkeypatch.setattr(hook.signals, "ignore", terminate)
+    assert run("attach", "db9", "p") == (75, ["efm-lb attach db9 p: terminated by a signal before it was done"])
 
 
 def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Where the command ``efm-lb`` begins: first of all, a signal is to end it with a line instead of a traceback.
+
+It is outside of the package, whose import takes longer than all that Python does before it.
+"""
+
+# Both are built into Python and loaded already.
+from _signal import SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+from posix import _exit, write
+
+__all__ = ["as_usual", "main"]
+
+
+def _end(number: int, frame: object) -> None:
+    try:
+        write(1, b"efm-lb: terminated by a signal before it had begun\n")
+    finally:
+        _exit(75)  # EX_TEMPFAIL, as for every hook run that is terminated
+
+
+_usual = [(number, signal(number, _end)) for number in (SIGTERM, SIGINT)]
+
+
+def as_usual() -> None:
+    """From now on they do what they do to other Python programs."""
+    for number, handler in _usual:
+        signal(number, handler)
+
+
+def main() -> None:
+    """Run the command line in ``sys.argv`` and end the process with its exit code."""
+    from efm_lb.__main__ import main
+
+    main()
