@@ -11,7 +11,7 @@ import pytest
 from efm_lb.config import load as load_settings
 from efm_lb.config.secrets import is_secret
 from efm_lb.errors import NotReadableError, SettingsError
-from unit.config.fakes import MINIMAL, Complain, Install
+from unit.config.fakes import MINIMAL, Complain, Compose, Install
 
 INSTALLED = "installed: fake (acme-fake 1.0), haproxy (efm-lb 0.1.0), pgbouncer (efm-lb 0.1.0), pgpool (efm-lb 0.1.0)"
 POOL1 = "EFM_LB_BALANCERS__POOL1"
@@ -271,6 +271,57 @@ def test_one_load_balancer_in_two_blocks(complain: Complain) -> None:
     """It would be sent every command twice."""
     twice = MINIMAL + "EFM_LB_BALANCERS__SPARE__ADAPTER=fake\nEFM_LB_BALANCERS__SPARE__HOST=10.0.0.9\n"
     assert complain(twice) == [
-        "EFM_LB_BALANCERS__SPARE__ADAPTER: the same load balancer as EFM_LB_BALANCERS__POOL1__ADAPTER,"
-        " with the same settings: remove one of them"
+        "EFM_LB_BALANCERS__SPARE__ADAPTER (FILE:4): the same load balancer as"
+        " EFM_LB_BALANCERS__POOL1__ADAPTER (FILE:2), with the same settings: make one block of the two"
     ]
+
+
+def blocks(adapter: str, first: dict[str, str], second: dict[str, str]) -> str:
+    lines = ["EFM_LB_NODES=10.0.0.11:5444,10.0.0.12:5444"]
+    for name, settings in (("A", first), ("B", second)):
+        lines += [f"EFM_LB_BALANCERS__{name}__{key}={value}" for key, value in {"ADAPTER": adapter, **settings}.items()]
+    return "\n".join(lines) + "\n"
+
+
+PCP = {"HOST": "pool1", "USER": "efm"}
+EDGE = {"SOCKET": "/run/haproxy.sock", "WRITE": "pg_write"}
+PGB = {"ADMIN": "host=/run/pgb user=efm", "CONFIG": "/etc/pgb.ini", "WRITE": "app,edb"}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "first", "second", "both"),
+    [
+        ("pgpool", PCP, PCP | {"USER": "pcp"}, "pool1 and 9898"),
+        ("pgpool", PCP | {"PASSFILE": "/a"}, PCP | {"PORT": "9898", "PASSFILE": "/b"}, "pool1 and 9898"),
+        ("pgpool", PCP | {"HOST": "pool1,pool2"}, PCP | {"HOST": "pool2,pool3"}, "pool2 and 9898"),
+        ("haproxy", EDGE, EDGE | {"READ": "pg_read"}, "/run/haproxy.sock and pg_write"),
+        ("haproxy", EDGE, {"SOCKET": EDGE["SOCKET"], "READ": "pg_write"}, "/run/haproxy.sock and pg_write"),
+        ("pgbouncer", PGB, PGB | {"ADMIN": "host=/run/pgb user=other"}, "/etc/pgb.ini and app and edb"),
+        ("pgbouncer", PGB, PGB | {"WRITE": "x", "READ": "edb"}, "/etc/pgb.ini and edb"),
+    ],
+)
+def test_one_load_balancer_in_two_blocks_that_differ(
+    complain: Complain, adapter: str, first: dict[str, str], second: dict[str, str], both: str
+) -> None:
+    second_adapter = 3 + len(first)
+    assert complain(blocks(adapter, first, second)) == [
+        f"EFM_LB_BALANCERS__B__ADAPTER (FILE:{second_adapter}): the same load balancer as"
+        f" EFM_LB_BALANCERS__A__ADAPTER (FILE:2), with {both} in both: make one block of the two"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "first", "second"),
+    [
+        ("pgpool", PCP, PCP | {"HOST": "pool2"}),
+        ("pgpool", PCP, PCP | {"PORT": "9899"}),
+        ("haproxy", EDGE, EDGE | {"WRITE": "other"}),
+        ("haproxy", EDGE, EDGE | {"SOCKET": "/run/other.sock"}),
+        ("pgbouncer", PGB, PGB | {"WRITE": "other"}),
+        ("pgbouncer", PGB, PGB | {"CONFIG": "/etc/other.ini"}),
+    ],
+)
+def test_two_load_balancers_that_have_something_in_common(
+    load: Compose, adapter: str, first: dict[str, str], second: dict[str, str]
+) -> None:
+    assert len(load(blocks(adapter, first, second)).configuration.balancers) == 2

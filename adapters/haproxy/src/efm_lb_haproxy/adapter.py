@@ -81,6 +81,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
             "keyfile": {"type": "string", "pattern": "^/", "description": "The PEM file with the key of CERTFILE."},
         },
         "required": ["socket"],
+        "x-identity": [["socket"], ["write", "read"]],
         "dependentRequired": {"certfile": ["cafile"], "keyfile": ["certfile"]},
         "if": {"not": {"required": ["write"]}},
         "then": {"required": ["read"]},

@@ -26,7 +26,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "description": (
                     "How to reach PgBouncer's console: a libpq connection string without a password, such as"
                     " `host=/run/pgbouncer port=6432 user=efm_lb`. The user must be in admin_users. Several, separated"
-                    " by commas, are the processes that share one port by so_reuseport: each is told."
+                    " by commas, are the processes that read CONFIG, as with so_reuseport: each is told."
                 ),
             },
             "config": {
@@ -82,6 +82,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
             },
         },
         "required": ["admin", "config", "write"],
+        "x-identity": [["config"], ["write", "read"]],
     }
 
 

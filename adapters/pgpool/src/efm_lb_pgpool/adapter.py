@@ -48,6 +48,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
             },
         },
         "required": ["host", "user"],
+        "x-identity": [["host"], ["port"]],
     }
 
 

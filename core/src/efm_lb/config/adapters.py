@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-from efm_lb.config.coerce import SCALARS, coerce
+from efm_lb.config.coerce import SCALARS, coerce, text_of
 from efm_lb.config.model import DELIMITER
 from efm_lb.config.names import ADAPTER, HOST_SSH
 from efm_lb.configuration import AdapterSource
 from efm_lb.plugins import Description, describe
 
-__all__ = ["BadSchemaError", "Problem", "ask", "closed", "read"]
+__all__ = ["IDENTITY", "BadSchemaError", "Problem", "ask", "closed", "in_common", "read"]
+
+IDENTITY = "x-identity"
+"""The keyword of an adapter's schema that says when two balancers are the same: a list of lists of settings. They are
+when they have a value in common in each of the lists, whichever of its settings holds it."""
 
 
 class BadSchemaError(Exception):
@@ -68,6 +72,7 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(own.get("required", ())) - set(properties))
     if unknown:
         raise BadSchemaError(f"the schema requires {unknown[0]!r}, which is not among its properties")
+    _check_identity(own.get(IDENTITY), properties)
     return {**own, "type": "object", "additionalProperties": False}
 
 
@@ -82,6 +87,33 @@ def _check_setting(key: str, setting: Any) -> None:
         error = next(Draft202012Validator(setting).iter_errors(setting["default"]), None)
         if error:
             raise BadSchemaError(f"the default of the schema's property {key!r} is not valid: {error.message}")
+
+
+def _check_identity(identity: Any, properties: Mapping[str, Any]) -> None:
+    if identity is None:
+        return
+    if not (isinstance(identity, list) and identity and all(isinstance(each, list) and each for each in identity)):
+        raise BadSchemaError(f"the schema's {IDENTITY} is not a list of lists of settings")
+    unknown = [key for each in identity for key in each if key not in properties]
+    if unknown:
+        raise BadSchemaError(f"the schema's {IDENTITY} has {unknown[0]!r}, which is not among its properties")
+
+
+def in_common(one: Mapping[str, Any], other: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str] | None:
+    """What makes two balancers' settings those of one and the same balancer, None when they are not.
+
+    :param schema: as `closed` returned it
+    :return: the values that both have, by `IDENTITY`; none when all settings are the same
+    """
+    if one == other:
+        return []
+    found = [sorted(_values(one, keys) & _values(other, keys)) for keys in schema.get(IDENTITY, ())]
+    return [text for texts in found for text in texts] if found and all(found) else None
+
+
+def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
+    values = [settings[key] for key in keys if key in settings]
+    return {text_of(each) for value in values for each in (value if isinstance(value, list) else [value])}
 
 
 def read(raw: Mapping[str, str], schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

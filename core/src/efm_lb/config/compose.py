@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from efm_lb.balancers import Balancer
-from efm_lb.config.adapters import ask, read
+from efm_lb.config.adapters import ask, in_common, read
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, Settings, nested
 from efm_lb.config.names import (
@@ -110,7 +110,7 @@ def compose(sources: Sources) -> Loaded:
             raw.pop(HOST_SSH, None)
         if ADAPTER in raw and raw[ADAPTER].value in adapters:
             ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
-    problems += _same_twice(ready)
+    problems += _same_twice(ready, balancers, adapters)
     if problems or settings is None:
         raise SettingsError(*problems)
     used = sorted(adapters.items())
@@ -271,13 +271,21 @@ def _balancer(
     return Balancer(name, adapter.source.name, settings, connect_timeout, host_ssh)
 
 
-def _same_twice(balancers: Sequence[Balancer]) -> Iterator[str]:
-    """Balancers that are one and the same: it would be sent every command twice."""
-    for number, balancer in enumerate(balancers):
-        for other in balancers[:number]:
-            if other[1:] == balancer[1:]:
-                name, first = (balancer_variable(each.name, ADAPTER) for each in (balancer, other))
-                yield f"{name}: the same load balancer as {first}, with the same settings: remove one of them"
+def _same_twice(
+    ready: Sequence[Balancer],
+    variables: Mapping[str, Mapping[str, Variable]],
+    adapters: Mapping[str, _Adapter],
+) -> Iterator[str]:
+    """Balancers that are one and the same: two threads would drive it at once, and send every command twice."""
+    here = [balancer for balancer in ready if not balancer.host_ssh]  # the others are judged on their own hosts
+    for number, balancer in enumerate(here):
+        schema = adapters[balancer.adapter].schema or {}
+        for first in here[:number]:
+            same = in_common(first.settings, balancer.settings, schema) if first.adapter == balancer.adapter else None
+            if same is not None:
+                this, that = (variables[each.name][ADAPTER] for each in (balancer, first))
+                both = f"{' and '.join(same)} in both" if same else "the same settings"
+                yield f"{this}: the same load balancer as {that}, with {both}: make one block of the two"
 
 
 def _values(name: str, raw: Mapping[str, Variable], settings: Mapping[str, Any]) -> Iterator[Value]:

@@ -66,6 +66,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
             },
         },
         "required": ["path"],
+        "x-identity": [["path"]],
     }
 
 
