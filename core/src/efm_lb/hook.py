@@ -85,6 +85,8 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     started = time.monotonic()
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     notes = [f"took the slow way: {stale}"] if stale else []
+    if stale:
+        configuration = _left_of(configuration, time.monotonic() - started)
     state = State(configuration.state_dir, configuration.cluster)
     if arguments.dry_run:
         report = _rehearse(_call(arguments, configuration), configuration, state)
@@ -93,6 +95,16 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     else:
         report = _record(arguments, configuration, state)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
+
+
+def _left_of(configuration: Configuration, spent: float) -> Configuration:
+    """The settings with what is left of the deadline after ``spent`` seconds. Half of it is left in any case.
+
+    The databases get less than the connect time-out only where that would leave nothing to the balancers.
+    """
+    left = max(configuration.deadline / 2, configuration.deadline - spent)
+    most = max(left / 2, configuration.connect_timeout - spent)
+    return configuration._replace(deadline=left, connect_timeout=min(configuration.connect_timeout, most))
 
 
 def _follow_up(arguments: Arguments, seconds: float, configuration: Configuration, state: State) -> Report:

@@ -5,12 +5,13 @@ The fast half is `efm_lb.registry`, which imports what the compiled plan names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any, NamedTuple
 
 from efm_lb.configuration import AdapterSource
@@ -22,7 +23,7 @@ __all__ = ["GROUP", "Description", "Installed", "describe", "discover"]
 GROUP = "efm_lb.adapters"
 
 PATIENCE = 5.0
-"""Seconds that an adapter has to be imported and to tell its settings' schema."""
+"""Seconds that adapters have, all at the same time, to be imported and to tell their settings' schemas."""
 
 
 class Installed(NamedTuple):
@@ -75,17 +76,29 @@ def discover() -> Installed:
     )
 
 
-def describe(source: AdapterSource, patience: float = PATIENCE) -> Description:
-    """Import one adapter and ask it for its schema. Never raises for the adapter's sake, nor waits for it for ever.
+def describe(sources: Collection[AdapterSource], patience: float = PATIENCE) -> dict[str, Description]:
+    """Import adapters and ask each for its schema, all at once. Never raises for an adapter's sake.
 
-    :param patience: seconds; an adapter that hangs is left behind in its thread
+    :param patience: seconds for all of them; an adapter that hangs is left behind in its thread
+    :return: by the adapter's name, in the order of ``sources``
     """
-    described: SimpleQueue[Description] = SimpleQueue()
-    Thread(target=lambda: described.put(_describe(source)), name=source.name, daemon=True).start()
-    try:
-        return described.get(timeout=patience)
-    except Empty:
-        return Description(None, f"it did not tell its settings within {patience:g} s", {})
+    late = Description(None, f"it did not tell its settings within {patience:g} s", {})
+    descriptions = {source.name: late for source in sources}
+    described: SimpleQueue[tuple[str, Description]] = SimpleQueue()
+
+    def ask(source: AdapterSource) -> None:
+        described.put((source.name, _describe(source)))
+
+    give_up = monotonic() + patience
+    for source in sources:
+        Thread(target=ask, args=(source,), name=source.name, daemon=True).start()
+    for _ in descriptions:
+        try:
+            name, description = described.get(timeout=max(0.0, give_up - monotonic()))
+        except Empty:
+            break
+        descriptions[name] = description
+    return descriptions
 
 
 def _describe(source: AdapterSource) -> Description:

@@ -9,7 +9,7 @@ import pytest
 
 from efm_lb.config.adapters import BadSchemaError, Problem, closed, read
 from efm_lb.plugins import describe, discover
-from unit.config.fakes import Install
+from unit.config.fakes import ADAPTER, Install
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,13 @@ def test_a_problem_of_several_settings_waits_until_each_is_right() -> None:
     ],
 )
 def test_an_adapter_that_hangs_is_left_behind(install: Install, source: str) -> None:
-    install("acme-slow", {"slow": "acme_slow"}, acme_slow=source)
+    names = [f"slow{number}" for number in range(20)]
+    for name in names:
+        install(f"acme-{name}", {name: f"acme_{name}"}, **{f"acme_{name}": source})
+    install("acme-fake", {"fake": "acme_fake"}, acme_fake=ADAPTER)
+    sources = [discover().sources[name] for name in [*names, "fake"]]
     started = time.monotonic()
-    description = describe(discover().sources["slow"], patience=0.2)
-    assert time.monotonic() - started < 2
-    assert description.schema is None
-    assert description.failure == "it did not tell its settings within 0.2 s"
+    *late, fake = describe(sources, patience=0.5).values()
+    assert time.monotonic() - started < 2.5, "all are asked at once"
+    assert {(each.schema, each.failure) for each in late} == {(None, "it did not tell its settings within 0.5 s")}
+    assert fake.schema is not None

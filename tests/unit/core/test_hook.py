@@ -200,6 +200,25 @@ def test_exit_codes(world: World, run: Run, answers: Sequence[Outcome | Exceptio
     assert run("attach", "db2", "p")[0] == code
 
 
+@pytest.mark.parametrize(
+    ("deadline", "connect_timeout", "spent", "left"),
+    [
+        (10.0, 2.0, 0.5, (9.5, 2.0)),
+        (10.0, 2.0, 3.5, (6.5, 2.0)),
+        (10.0, 9.0, 3.0, (7.0, 6.0)),
+        (10.0, 2.0, 8.0, (5.0, 2.0)),
+        (1.0, 0.9, 5.0, (0.5, 0.25)),
+    ],
+)
+def test_what_the_settings_took_is_gone(
+    world: World, deadline: float, connect_timeout: float, spent: float, left: tuple[float, float]
+) -> None:
+    """The balancers keep what the settings reserve for them, and half of the deadline is left in any case."""
+    given = world.configuration()._replace(deadline=deadline, connect_timeout=connect_timeout)
+    rest = hook._left_of(given, spent)
+    assert (rest.deadline, rest.connect_timeout) == left
+
+
 @pytest.mark.parametrize(("policy", "code", "told"), [("defer", 0, False), ("refuse", 69, False), ("obey", 0, True)])
 def test_a_live_primary(world: World, run: Run, policy: str, code: int, told: bool) -> None:
     world.truths = [HEALTHY]

@@ -15,9 +15,11 @@ from typer.main import get_command
 from efm_lb import __version__, hookspecs
 from efm_lb.calls import HOOKS, parse
 from efm_lb.commands.app import app
+from efm_lb.config.compose import PART
 from efm_lb.config.envfile import parse as parse_env
 from efm_lb.decide import GRACE, decide
 from efm_lb.errors import EfmLbError
+from efm_lb.plugins import PATIENCE
 from efm_lb.settings import settings_of
 from efm_lb_pgpool.check import SETTINGS
 from efm_lb_pgpool.steps import HOLD
@@ -54,6 +56,8 @@ def test_the_rules_are_those_of_the_code() -> None:
 
 def test_the_waits_are_those_of_the_code() -> None:
     words = {2: "two", 5: "five"}
+    patience = f"Adapters have {PART * 100:g} % of that, and {PATIENCE:g} seconds at most"
+    assert patience in read("docs/start-up.md")
     assert f"No promotion within {HOLD:g} seconds" in read("docs/pgpool.md")
     assert f"After {words[int(HOLD)]} seconds the follow-up process" in " ".join(read("docs/runbook.md").split())
     assert f"`--follow-up {GRACE:g}`" in read("docs/how-it-decides.md")

@@ -20,7 +20,7 @@ def adapters(as_json: bool) -> int:
     :return: 0, or 69 when one of them cannot be used
     """
     installed = discover()
-    failures = {name: ask(source).failure for name, source in installed.sources.items()}
+    failures = {name: description.failure for name, description in ask(installed.sources.values()).items()}
     if as_json:
         document = {
             "schema": SCHEMA,

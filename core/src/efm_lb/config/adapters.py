@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
@@ -14,7 +14,7 @@ from efm_lb.config.coerce import SCALARS, coerce, text_of
 from efm_lb.config.model import DELIMITER
 from efm_lb.config.names import ADAPTER, HOST_SSH
 from efm_lb.configuration import AdapterSource
-from efm_lb.plugins import Description, describe
+from efm_lb.plugins import PATIENCE, Description, describe
 
 __all__ = ["IDENTITY", "BadSchemaError", "Problem", "ask", "closed", "in_common", "read"]
 
@@ -37,9 +37,16 @@ class Problem(NamedTuple):
     message: str
 
 
-def ask(source: AdapterSource) -> Description:
-    """Import an adapter and ask it for its schema, as `closed` makes it. Never raises for the adapter's sake."""
-    description = describe(source)
+def ask(sources: Collection[AdapterSource], patience: float = PATIENCE) -> dict[str, Description]:
+    """Import adapters and ask each for its schema, as `closed` makes it. Never raises for an adapter's sake.
+
+    :param patience: seconds for all of them
+    :return: by the adapter's name, in the order of ``sources``
+    """
+    return {name: _closed(description) for name, description in describe(sources, patience).items()}
+
+
+def _closed(description: Description) -> Description:
     if description.schema is None:
         return description
     try:

@@ -26,7 +26,7 @@ from efm_lb.config.variables import Variable, collect
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.errors import SettingsError
 from efm_lb.outcomes import PermanentError
-from efm_lb.plugins import Installed, discover
+from efm_lb.plugins import PATIENCE, Installed, discover
 from efm_lb.sources import PREFIX, Sources
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "Loaded", "Unvalidated", "Value", "compose"]
 
 DEFAULT = "default"
+
+PART = 0.3
+"""The part of the deadline that adapters have to tell their settings' schemas; the rest is for driving balancers."""
 
 
 class Value(NamedTuple):
@@ -99,7 +102,8 @@ def compose(sources: Sources) -> Loaded:
     variables, problems = collect(sources)
     settings, values = _own_settings(variables, problems)
     balancers = _by_balancer(variables)
-    adapters = _adapters(balancers, discover(), problems)
+    patience = min(PATIENCE, PART * settings.deadline) if settings else PATIENCE
+    adapters = _adapters(balancers, discover(), patience, problems)
     _report_unknown(variables, balancers, adapters, problems)
     ready = []
     connect_timeout = settings.connect_timeout if settings else 0.0
@@ -180,10 +184,10 @@ def _by_balancer(variables: Mapping[str, Variable]) -> dict[str, dict[str, Varia
 
 
 def _adapters(
-    balancers: Mapping[str, Mapping[str, Variable]], installed: Installed, problems: list[str]
+    balancers: Mapping[str, Mapping[str, Variable]], installed: Installed, patience: float, problems: list[str]
 ) -> dict[str, _Adapter]:
     """The adapters that the balancers name, by name."""
-    adapters: dict[str, _Adapter] = {}
+    used: dict[str, AdapterSource] = {}
     for name, raw in sorted(balancers.items()):
         if ADAPTER not in raw:
             first = next(iter(raw.values()))
@@ -194,15 +198,12 @@ def _adapters(
             problems.append(f"{variable}: {installed.conflicts[variable.value]}")
         elif variable.value not in installed.sources:
             problems.append(f"{variable}: no adapter {variable.value!r}; {installed}")
-        elif variable.value not in adapters:
-            adapters[variable.value] = _described(installed, variable.value)
-    return adapters
-
-
-def _described(installed: Installed, name: str) -> _Adapter:
-    source = installed.sources[name]
-    schema, failure, files = ask(source)
-    return _Adapter(source, schema, failure, {**installed.files[name], **files})
+        else:
+            used[variable.value] = installed.sources[variable.value]
+    return {
+        name: _Adapter(used[name], schema, failure, {**installed.files[name], **files})
+        for name, (schema, failure, files) in ask(used.values(), patience).items()
+    }
 
 
 def _report_unknown(

@@ -81,8 +81,8 @@ def markdown(schema: Mapping[str, Any]) -> str:
 
 
 def _adapters(installed: Installed) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, source in installed.sources.items():
-        schema = ask(source).schema
+    for name, description in ask(installed.sources.values()).items():
+        schema = description.schema
         if schema is None:
             continue
         adapter = {"const": name, "description": f"`{name}`"}
