@@ -2,14 +2,17 @@
 
 libpq does the talking (`efm_lb.libpq`), in the simple protocol, which is the only one that
 PgBouncer's console speaks. Nothing here blocks longer than it is told, except a name look-up,
-which libpq cannot bound.
+which nobody can bound.
 """
 
 from __future__ import annotations
 
 import select
 import time
-from collections.abc import Mapping
+
+# Not socket, whose import costs more than all that is done here.
+from _socket import SOCK_STREAM, getaddrinfo
+from collections.abc import Mapping, Sequence
 from ctypes import c_char_p, c_void_p, cast
 from os import environ
 from typing import Any, NamedTuple
@@ -98,6 +101,9 @@ def library() -> Any:
 class Connection:
     """An open connection, to be used by one thread at a time.
 
+    Where the host is a name with several addresses, they are tried in turn until one answers, each with a fair share
+    of the time: libpq itself would wait for a silent one until all of it is over.
+
     :param keywords: libpq's connection keywords (host, port, user, dbname, passfile, ...)
     :param deadline: when the login must be done, by ``time.monotonic()``
     :param conninfo: a connection string; ``keywords`` win over what it says
@@ -109,6 +115,7 @@ class Connection:
 
     def __init__(self, keywords: Mapping[str, str], deadline: float, conninfo: str = "") -> None:
         self._library = library()
+        self._connection: Any = None
         parameters = [("application_name", "efm-lb"), ("client_encoding", "UTF8")]
         if "PGGSSENCMODE" not in environ:
             # Looking for Kerberos credentials costs more than the question; those who encrypt with GSSAPI say so.
@@ -117,16 +124,12 @@ class Connection:
             # libpq reads the first dbname as a connection string; later keywords win.
             parameters.append(("dbname", conninfo))
         parameters += keywords.items()
-        names = (c_char_p * (len(parameters) + 1))(*[name.encode() for name, _ in parameters], None)
-        values = (c_char_p * (len(parameters) + 1))(*[value.encode() for _, value in parameters], None)
-        expand = 1 if conninfo else 0
-        self._connection = self._library.PQconnectStartParams(cast(names, c_void_p), cast(values, c_void_p), expand)
-        self._library.PQsetErrorVerbosity(self._connection, libpq.VERBOSE)
-        try:
-            self._connect(deadline)
-        except BaseException:
-            self.close()
-            raise
+        given = {**libpq.conninfo_keywords(self._library, conninfo), **keywords} if conninfo else keywords
+        addresses = _addresses(given)
+        if addresses:
+            self._open_any(addresses, parameters, bool(conninfo), deadline)
+        else:
+            self._open(parameters, bool(conninfo), deadline)
 
     def __enter__(self) -> Connection:
         return self
@@ -200,6 +203,38 @@ class Connection:
             raise failed
         return reply
 
+    def _open_any(
+        self, addresses: Sequence[str], parameters: Sequence[tuple[str, str]], expand: bool, deadline: float
+    ) -> None:
+        """Connect to the first address that answers, and log in."""
+        failures: list[ConnectionFailed] = []
+        for number, address in enumerate(addresses):
+            now = time.monotonic()
+            share = (deadline - now) / (len(addresses) - number)
+            try:
+                self._open([*parameters, ("hostaddr", address)], expand, now + share)
+                return
+            except ConnectionFailed as failure:
+                if failure.reached and not failure.silent:
+                    raise  # an answer, if not the wanted one
+                failures.append(failure)
+        raise _of_all(addresses, failures)
+
+    def _open(self, parameters: Sequence[tuple[str, str]], expand: bool, deadline: float) -> None:
+        """Connect and log in.
+
+        :param expand: the first dbname is a connection string
+        """
+        names = (c_char_p * (len(parameters) + 1))(*[name.encode() for name, _ in parameters], None)
+        values = (c_char_p * (len(parameters) + 1))(*[value.encode() for _, value in parameters], None)
+        self._connection = self._library.PQconnectStartParams(cast(names, c_void_p), cast(values, c_void_p), expand)
+        self._library.PQsetErrorVerbosity(self._connection, libpq.VERBOSE)
+        try:
+            self._connect(deadline)
+        except BaseException:
+            self.close()
+            raise
+
     def _connect(self, deadline: float) -> None:
         pg, connection = self._library, self._connection
         reached = False
@@ -250,6 +285,42 @@ class Connection:
         """libpq's or the server's message."""
         message: bytes = self._library.PQerrorMessage(self._connection) or b""
         return message.decode("utf-8", "replace").strip()
+
+
+def _addresses(given: Mapping[str, str]) -> list[str]:
+    """The addresses of the host that is to be connected to; none where libpq needs no look-up.
+
+    :raises ConnectionFailed: there is no such name
+    """
+    host = given.get("host", "")
+    # A socket's directory, an IPv6 address, several hosts, an IPv4 address.
+    if not host or host[0] in "/@" or ":" in host or "," in host or host.replace(".", "").isdigit():
+        return []
+    if given.get("hostaddr"):
+        return []
+    try:
+        # as bytes: a text would load the IDNA codec
+        found = getaddrinfo(host.encode(), None, 0, SOCK_STREAM)
+    except OSError as error:
+        words = f'could not translate host name "{host}" to address: {error.strerror}'
+        raise ConnectionFailed(words, words) from None
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _of_all(addresses: Sequence[str], failures: Sequence[ConnectionFailed]) -> ConnectionFailed:
+    """What to say when no address answered."""
+    if len(failures) == 1:
+        return failures[0]
+    said = [
+        f"{address}: {failure}" if failure.silent else str(failure)  # libpq's own words name the address
+        for address, failure in zip(addresses, failures, strict=True)
+    ]
+    return ConnectionFailed(
+        "; ".join(said),
+        "\n".join(failure.words for failure in failures),
+        silent=any(failure.silent for failure in failures),
+        reached=any(failure.reached for failure in failures),
+    )
 
 
 def _detail(words: str) -> str:

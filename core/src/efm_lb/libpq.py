@@ -23,6 +23,7 @@ __all__ = [
     "POLLING_READING",
     "VERBOSE",
     "LibpqNotFoundError",
+    "conninfo_keywords",
     "load",
 ]
 
@@ -40,9 +41,21 @@ VERBOSE = 2
 # Where PostgreSQL's and EDB's packages put it when the dynamic linker does not know it.
 _PACKAGE_ROOTS = ("/usr/edb", "/usr/lib/postgresql", "/usr")
 
+
+class _Option(ctypes.Structure):
+    """PQconninfoOption."""
+
+    _fields_ = [
+        *((name, c_char_p) for name in ("keyword", "envvar", "compiled", "val", "label", "dispchar")),
+        ("dispsize", c_int),
+    ]
+
+
 _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("PQconnectStartParams", c_void_p, (c_void_p, c_void_p, c_int)),
     ("PQconnectPoll", c_int, (c_void_p,)),
+    ("PQconninfoParse", ctypes.POINTER(_Option), (c_char_p, c_void_p)),
+    ("PQconninfoFree", None, (ctypes.POINTER(_Option),)),
     ("PQsetErrorVerbosity", c_int, (c_void_p, c_int)),
     ("PQstatus", c_int, (c_void_p,)),
     ("PQsocket", c_int, (c_void_p,)),
@@ -83,6 +96,21 @@ def load() -> Any:
         function.restype = restype
         function.argtypes = argtypes
     return library
+
+
+def conninfo_keywords(library: Any, conninfo: str) -> dict[str, str]:
+    """What a connection string sets, by libpq's keywords; nothing when it is none."""
+    options = library.PQconninfoParse(conninfo.encode(), None)
+    if not options:
+        return {}
+    keywords = {}
+    for option in options:
+        if option.keyword is None:
+            break
+        if option.val is not None:
+            keywords[option.keyword.decode()] = option.val.decode()
+    library.PQconninfoFree(options)
+    return keywords
 
 
 def _open() -> ctypes.CDLL:

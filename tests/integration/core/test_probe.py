@@ -8,12 +8,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from efm_lb import Node, NodeState, Reach, Role, Truth
+from efm_lb import Connection, ConnectionFailed, Node, NodeState, Reach, Role, Truth
 from efm_lb.probe import Probe
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import PROBE_PASSWORD, PROBE_USER, Cluster, Server
@@ -89,6 +89,122 @@ def test_a_name_that_does_not_resolve_is_no_answer() -> None:
     state = Probe(KEYWORDS, TIMEOUT).truth([Node("no-such-host.invalid", "no-such-host.invalid", 5432)]).states[0]
     assert state.reach is Reach.NO_RESPONSE
     assert "no-such-host.invalid" in state.detail
+
+
+SILENT = "127.0.0.99"
+NOBODY = "127.0.0.98"
+
+
+@pytest.fixture(params=["accepted by its kernel", "a black hole"])
+def silent(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address of a frozen server, or of one whose host is gone."""
+    with socket.create_server((SILENT, cluster.nodes[0].port), backlog=0 if "hole" in request.param else 100) as server:
+        waiting = []
+        if "hole" in request.param:
+            for _ in range(4):  # more than its queue takes: those that come later get no answer
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(server.getsockname())
+        yield SILENT
+        for each in waiting:
+            each.close()
+
+
+Resolve = Callable[[Mapping[str, Sequence[str]]], None]
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """Let names have the addresses that are given."""
+
+    def resolve(names: Mapping[str, Sequence[str]]) -> None:
+        def getaddrinfo(host: bytes, *rest: object) -> list[tuple[object, ...]]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in names[host.decode()]]
+
+        monkeypatch.setattr("efm_lb.connection.getaddrinfo", getaddrinfo, raising=False)
+
+    return resolve
+
+
+def ask_named(server: Server, **keywords: str) -> NodeState:
+    return Probe({**KEYWORDS, **keywords}, TIMEOUT).truth([Node("db1", "db.example", server.port)]).states[0]
+
+
+def test_a_name_with_a_silent_address_and_one_that_answers(cluster: Cluster, silent: str, resolve: Resolve) -> None:
+    server = cluster.nodes[0]
+    resolve({"db.example": [silent, NOBODY, server.host]})
+    state = ask_named(server)
+    assert (state.reach, state.role) == (Reach.ACCEPTING, Role.PRIMARY), state.detail
+    assert state.seconds < TIMEOUT
+
+
+def test_a_name_of_which_no_address_answers(cluster: Cluster, silent: str, resolve: Resolve) -> None:
+    server = cluster.nodes[0]
+    resolve({"db.example": [silent, NOBODY]})
+    state = ask_named(server)
+    assert state.reach is Reach.NO_RESPONSE, "whoever is behind the silent one may live"
+    assert f"{silent}: " in state.detail
+    assert f'"{NOBODY}", port {server.port} failed: Connection refused' in state.detail
+    resolve({"db.example": [NOBODY, NOBODY]})
+    assert ask_named(server).reach is Reach.REFUSED
+
+
+def test_a_refused_login_is_an_answer(cluster: Cluster, resolve: Resolve) -> None:
+    server, other = cluster.nodes[:2]
+    resolve({"db.example": [server.host, other.host]})
+    state = ask_named(server, user="nobody-of-that-name")
+    assert state.reach is Reach.DENIED
+    assert other.host not in state.detail
+
+
+def test_the_password_file_is_searched_for_the_name(
+    cluster: Cluster, resolve: Resolve, passfile: Callable[[str], str]
+) -> None:
+    server = cluster.nodes[0]
+    resolve({"db.example": [server.host]})
+    path = passfile(f"db.example:*:*:{PROBE_USER}:{PROBE_PASSWORD}")
+    assert ask_named(server, user=PROBE_USER, passfile=path).role is Role.PRIMARY
+
+
+def test_a_look_up_that_hangs_leaves_the_others_answers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def hang(*arguments: object) -> None:
+        over.wait(30)
+        raise OSError("given up")
+
+    monkeypatch.setattr("efm_lb.connection.getaddrinfo", hang, raising=False)
+    nodes = [Node("db.example", "db.example", 5432), *nodes_of(cluster)]
+    try:
+        truth = Probe(KEYWORDS, TIMEOUT).truth(nodes)
+    finally:
+        over.set()
+    assert truth.states[0].reach is Reach.NO_RESPONSE
+    assert [state.role for state in truth.states[1:]] == [Role.PRIMARY, Role.STANDBY, Role.STANDBY]
+
+
+def test_a_connection_string_with_a_name(cluster: Cluster, silent: str, resolve: Resolve) -> None:
+    """As PgBouncer's consoles are named."""
+    server = cluster.nodes[0]
+    resolve({"db.example": [silent, server.host]})
+    for conninfo in (
+        f"host='db.example' port={server.port} user=postgres",
+        f"postgresql://postgres@db.example:{server.port}/",
+    ):
+        with Connection({"dbname": "postgres"}, time.monotonic() + TIMEOUT, conninfo) as connection:
+            assert connection.query("SELECT 1 AS one", time.monotonic() + TIMEOUT).rows == ({"one": "1"},)
+
+
+def test_what_is_no_name_is_not_looked_up(cluster: Cluster, resolve: Resolve) -> None:
+    server = cluster.nodes[0]
+    resolve({})
+    deadline = time.monotonic() + TIMEOUT
+    keywords = {**KEYWORDS, "port": str(server.port)}
+    for host in ({"host": server.host}, {"host": "db.example", "hostaddr": server.host}):
+        Connection({**keywords, **host}, deadline).close()
+    for host in ("/nonexistent", "::1", "db1.example,db2.example"):
+        with pytest.raises(ConnectionFailed):
+            Connection({**keywords, "host": host}, deadline)
 
 
 def test_a_server_that_speaks_something_else_is_not_taken_for_a_database() -> None:
@@ -192,12 +308,12 @@ def test_a_bug_does_not_make_a_node_look_dead(cluster: Cluster, monkeypatch: pyt
 
 
 def make_certificate(name: str, host: str, directory: Path) -> Path:
-    """A self-signed certificate for ``host``, its key beside it."""
+    """A self-signed certificate for ``host`` and for the name db.example, its key beside it."""
     certificate = directory / f"{name}.crt"
     subprocess.run(
         [
             *("openssl", "req", "-new", "-x509", "-nodes", "-days", "2", "-newkey", "rsa:2048"),
-            *("-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{host}"),
+            *("-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{host},DNS:db.example"),
             *("-keyout", str(directory / f"{name}.key"), "-out", str(certificate)),
         ],
         check=True,
@@ -206,7 +322,7 @@ def make_certificate(name: str, host: str, directory: Path) -> Path:
     return certificate
 
 
-def test_tls(access: Callable[[str], Server], tmp_path: Path) -> None:
+def test_tls(access: Callable[[str], Server], tmp_path: Path, resolve: Resolve) -> None:
     server = access("hostssl all tls 127.0.0.0/8 trust\nhostnossl all tls 127.0.0.0/8 reject")
     server.query("create role tls login")
     try:
@@ -230,6 +346,13 @@ def test_tls(access: Callable[[str], Server], tmp_path: Path) -> None:
             {"sslmode": "verify-full", "sslrootcert": str(certificate)},
         ):
             assert ask_one(server, user="tls", **keywords).role is Role.PRIMARY, keywords
+        # It is the name that the certificate must be for, whatever addresses it has.
+        resolve({"db.example": [server.host], "other.example": [server.host]})
+        verified = {"user": "tls", "sslmode": "verify-full", "sslrootcert": str(certificate)}
+        assert ask_named(server, **verified).role is Role.PRIMARY
+        named = Probe({**KEYWORDS, **verified}, TIMEOUT).truth([Node("db1", "other.example", server.port)])
+        assert named.states[0].reach is Reach.DENIED
+        assert 'does not match host name "other.example"' in named.states[0].detail
         stranger = make_certificate("stranger", server.host, tmp_path)
         denied = ask_one(server, user="tls", sslmode="verify-full", sslrootcert=str(stranger))
         assert denied.reach is Reach.DENIED
