@@ -41,21 +41,11 @@ VERBOSE = 2
 # Where PostgreSQL's and EDB's packages put it when the dynamic linker does not know it.
 _PACKAGE_ROOTS = ("/usr/edb", "/usr/lib/postgresql", "/usr")
 
-
-class _Option(ctypes.Structure):
-    """PQconninfoOption."""
-
-    _fields_ = [
-        *((name, c_char_p) for name in ("keyword", "envvar", "compiled", "val", "label", "dispchar")),
-        ("dispsize", c_int),
-    ]
-
-
 _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("PQconnectStartParams", c_void_p, (c_void_p, c_void_p, c_int)),
     ("PQconnectPoll", c_int, (c_void_p,)),
-    ("PQconninfoParse", ctypes.POINTER(_Option), (c_char_p, c_void_p)),
-    ("PQconninfoFree", None, (ctypes.POINTER(_Option),)),
+    ("PQconninfoParse", c_void_p, (c_char_p, c_void_p)),
+    ("PQconninfoFree", None, (c_void_p,)),
     ("PQsetErrorVerbosity", c_int, (c_void_p, c_int)),
     ("PQstatus", c_int, (c_void_p,)),
     ("PQsocket", c_int, (c_void_p,)),
@@ -104,11 +94,14 @@ def conninfo_keywords(library: Any, conninfo: str) -> dict[str, str]:
     if not options:
         return {}
     keywords = {}
-    for option in options:
-        if option.keyword is None:
-            break
-        if option.val is not None:
-            keywords[option.keyword.decode()] = option.val.decode()
+    # PQconninfoOption is seven words: keyword, envvar, compiled, val, label, dispchar, dispsize.
+    words = ctypes.cast(options, ctypes.POINTER(c_char_p))
+    number = 0
+    while keyword := words[number]:
+        value = words[number + 3]
+        if value is not None:
+            keywords[keyword.decode()] = value.decode()
+        number += 7
     library.PQconninfoFree(options)
     return keywords
 
