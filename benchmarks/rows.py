@@ -146,13 +146,13 @@ class Bench:
             bash = bash_hook(self._cluster, [hung, live], BASH_LIMIT)
             for _ in range(self._runs):
                 alone.append(self._attach_detached(one, live)[1])
-                hung.freeze()
+                hung.process.freeze()
                 run, seconds = self._attach_detached(both, live)
-                hung.thaw()
+                hung.process.thaw()
                 beside.append(seconds)
                 whole.append(run.seconds)
                 codes.add(run.exit_code)
-            hung.freeze()
+            hung.process.freeze()
             bash_whole = bash("attach", self._standby.name, "s").seconds
         told = Row("one pgpool hung: until the live one has been told", "s", [], beside, "<= 1.2 x alone")
         told.reached = median(beside) <= 1.2 * median(alone)

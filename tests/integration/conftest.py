@@ -53,7 +53,7 @@ def start_pgpool(cluster: Cluster) -> Iterator[Callable[..., Pgpool]]:
 
     yield start
     for pool in pools:
-        pool.close()
+        pool.process.close()
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def start_pgbouncer(cluster: Cluster) -> Iterator[Callable[..., Pgbouncer]]:
 
     yield start
     for pooler in poolers:
-        pooler.close()
+        pooler.process.close()
 
 
 @pytest.fixture

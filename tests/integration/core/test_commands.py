@@ -115,7 +115,7 @@ def test_a_dead_balancer_is_a_line_not_a_traceback(
 ) -> None:
     pool = start_pgpool()
     env_file = hook_environment(cluster, [pool], tmp_path.name)
-    pool.kill()
+    pool.process.kill()
     for words, code in ((("status",), 75), (("plan",), 75), (("check",), 69)):
         done = run(*words, f"--env-file={env_file}")
         assert done.returncode == code, done.stdout

@@ -93,7 +93,7 @@ def start_haproxy(cluster: Cluster) -> Iterator[Callable[..., Haproxy]]:
 
     yield start
     for haproxy in started:
-        haproxy.close()
+        haproxy.process.close()
 
 
 @pytest.fixture

@@ -203,12 +203,12 @@ def _try(session, statement):
 def test_a_dead_and_a_frozen_haproxy(start_haproxy, manage):
     haproxy = start_haproxy()
     manager = manage(haproxy)
-    haproxy.freeze()
+    haproxy.process.freeze()
     started = time.monotonic()
     with pytest.raises(TemporaryError, match="did not answer in time"):
         manager.send(Detach, 1)
     assert time.monotonic() - started < 3, "it costs the connect time-out, not the deadline"
-    haproxy.kill()
+    haproxy.process.kill()
     with pytest.raises(TemporaryError, match="Connection refused"):
         manager.send(Detach, 1)
 
@@ -234,7 +234,7 @@ def test_a_socket_that_allows_no_changes(start_haproxy, manage, level):
             "    stats timeout", f"    stats socket {low} level {level}\n    stats timeout"
         )
     )
-    haproxy.stop()
+    haproxy.process.stop()
     haproxy.launch()
     manager = manage(haproxy, socket=str(low))
     before = haproxy.config.read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -138,7 +137,7 @@ def test_trap_5_an_old_state_file_overrides_the_configuration(start_haproxy, man
     text = haproxy.config.read_text()
     text = text.replace("    stats timeout", f"    server-state-file {state}\n    stats timeout")
     haproxy.write_config(text.replace("    mode tcp\n", "    mode tcp\n    load-server-state-from-file global\n"))
-    haproxy.stop()
+    haproxy.process.stop()
     haproxy.launch()
     manager = manage(haproxy)
     manager.send(Promote, 1, truth=manager.as_if("xPs"))
@@ -254,7 +253,7 @@ listen cli
     server socket unix@{haproxy.socket}
 """
     haproxy.write_config(haproxy.config.read_text() + wrapper)
-    haproxy.stop()
+    haproxy.process.stop()
     haproxy.launch()
     tls = {"socket": f"127.0.0.1:{port}", "cafile": str(certificates / "ca.pem")}
     manager = manage(haproxy, **tls, certfile=str(certificates / "lb.crt"), keyfile=str(certificates / "lb.key"))
@@ -319,11 +318,11 @@ def test_trap_14_whatever_the_files_hold(start_haproxy, manage, cluster):
     crlf.write_bytes(("listen pg_read\n" + read).replace("\n", "\r\n").encode())
     haproxy.write_config(head.replace("global\n", f"global\n    presetenv PGPORT {port}\n"))
     before = {path: path.read_bytes() for path in (real, crlf, haproxy.config)}
-    haproxy.stop()
-    haproxy.process = cluster.stage.start(
-        [locate(""), "-W", "-S", str(haproxy.master_socket), "-db", "-f", haproxy.config, "-f", directory], haproxy.log
+    haproxy.process.stop()
+    haproxy.process.start(
+        [locate(""), "-W", "-S", str(haproxy.master_socket), "-db", "-f", haproxy.config, "-f", directory]
     )
-    assert wait_until(lambda: haproxy.worker() is not None, 5), haproxy.log_tail()
+    assert wait_until(lambda: haproxy.worker() is not None, 5), haproxy.process.log_tail()
 
     manager = manage(haproxy, config=[str(haproxy.config), str(directory)])
     assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
@@ -340,7 +339,7 @@ def test_trap_14_whatever_the_files_hold(start_haproxy, manage, cluster):
     expected = before[real].replace(b"'  disabled  #", b"' disabled  #")
     assert real.read_bytes() == expected, "but for the blanks before the word, all is as it was"
     assert crlf.read_bytes() == before[crlf]
-    haproxy.process.send_signal(signal.SIGTERM)
+    haproxy.process.stop()
 
 
 def test_trap_14_a_missing_newline_is_a_truncated_file(manager, haproxy):

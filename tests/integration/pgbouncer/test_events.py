@@ -145,7 +145,7 @@ def test_several_processes_on_one_port_are_each_told(manage, cluster, start_pgbo
     for pooler in (first, second):
         assert pooler.places()[WRITE] == f"127.0.0.12:{cluster.nodes[1].port}"
         assert f"RELOAD at {pooler.admin}" in outcome.detail
-    second.stop()
+    second.process.stop()
     with pytest.raises(TemporaryError, match=second.name):
         manager.send(Promote, 1, seconds=1)
 
@@ -154,7 +154,7 @@ def test_a_pgbouncer_that_restarts_is_waited_for(manager, cluster, pgbouncer):
     import threading
 
     switch_over(cluster)
-    pgbouncer.stop()
+    pgbouncer.process.stop()
     threading.Timer(1.0, pgbouncer.launch).start()
     outcome = manager.send(Promote, 1)
     assert outcome.result is Result.CHANGED
@@ -163,7 +163,7 @@ def test_a_pgbouncer_that_restarts_is_waited_for(manager, cluster, pgbouncer):
 
 def test_a_pgbouncer_that_is_down_finds_the_truth_when_it_starts(manager, cluster, pgbouncer):
     switch_over(cluster)
-    pgbouncer.stop()
+    pgbouncer.process.stop()
     started = time.monotonic()
     with pytest.raises(TemporaryError, match=f"{WRITE} -> 127.0.0.12:.*but .*Connection refused"):
         manager.send(Promote, 1, seconds=1.5)

@@ -150,12 +150,12 @@ def test_a_flag_that_forbids_it(start_pgpool, manage):
 def test_a_dead_and_a_frozen_pgpool(start_pgpool, manage):
     pool = start_pgpool()
     manager = manage(pool)
-    pool.freeze()
+    pool.process.freeze()
     started = time.monotonic()
     with pytest.raises(TemporaryError, match="did not answer in time"):
         manager.send(Attach, 1)
     assert time.monotonic() - started < 3, "it costs the connect time-out, not the deadline"
-    pool.kill()
+    pool.process.kill()
     with pytest.raises(TemporaryError, match="Connection refused"):
         manager.send(Attach, 1)
 

@@ -47,7 +47,7 @@ def watchdog_cluster(cluster):
         yield pools
     finally:
         for pool in pools:
-            pool.close()
+            pool.process.close()
 
 
 def states(manager):
@@ -90,7 +90,7 @@ def test_a_watchdog_cluster(watchdog_cluster, manage, cluster):
     assert [single.belief() for single in singles] == ["P+ + +"] * 3
 
     # a failover, while one member is down
-    pools[2].kill()
+    pools[2].process.kill()
     cluster.nodes[0].kill()
     cluster.nodes[1].promote()
     cluster.nodes[2].follow(cluster.nodes[1])
@@ -99,7 +99,7 @@ def test_a_watchdog_cluster(watchdog_cluster, manage, cluster):
     assert [single.belief() for single in singles[:2]] == ["- P+ +"] * 2
 
     # the leader dies as well; until there is a new one, requests are cancelled
-    pools[0].kill()
+    pools[0].process.kill()
     with pytest.raises(TemporaryError, match="is detached; but cannot connect to"):
         manager.send(Detach, 2, seconds=40)
     assert singles[1].belief() == "- P+ -"

@@ -90,12 +90,12 @@ def test_a_frozen_pgpool_is_thawed_and_a_killed_one_restarted(
     cluster: Cluster, start_pgpool: Callable[..., Pgpool]
 ) -> None:
     pool = start_pgpool()
-    pool.freeze()
+    pool.process.freeze()
     with pytest.raises(sql.SqlError):
         pool.query("select 1", timeout=0.3)
-    pool.thaw()
+    pool.process.thaw()
     assert pool.query("select 1 as one") == [{"one": "1"}]
-    pool.kill()
+    pool.process.kill()
     with pytest.raises(sql.SqlError, match="refused"):
         pool.query("select 1")
     pool.reset()

@@ -6,16 +6,15 @@ import contextlib
 import ctypes
 import shutil
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from efm_lb.rehearsal import sql
-from efm_lb.rehearsal.processes import end_tree, signal_tree
 from efm_lb.rehearsal.programs import postgres_bindir
-from efm_lb.rehearsal.stage import ServerError, Stage, end, free_port, tail
+from efm_lb.rehearsal.server_process import ServerProcess
+from efm_lb.rehearsal.stage import ServerError, Stage, free_port
 from efm_lb.rehearsal.waiting import wait_until
 
 __all__ = ["PROBE_PASSWORD", "PROBE_USER", "SUPERUSER", "TABLE", "Cluster", "Server"]
@@ -73,7 +72,7 @@ class Server:
 
     :ivar name: its address, as EFM passes it in ``%h``
     :ivar number: counted from 0
-    :ivar process: the running postmaster, None while it is down
+    :ivar process: the postmaster and its children
     """
 
     def __init__(self, stage: Stage, bindir: Path, number: int, host: str, port: int) -> None:
@@ -83,7 +82,7 @@ class Server:
         self.port = port
         self.data = stage.directory / f"node{number + 1}"
         self.log = stage.directory / f"node{number + 1}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process = ServerProcess(stage, self.address, self.log, signal.SIGINT)
         self._stage = stage
         self._bindir = bindir
 
@@ -97,7 +96,7 @@ class Server:
     @property
     def running(self) -> bool:
         """Its postmaster exists; it may be frozen, or not accept connections."""
-        return self.process is not None and self.process.poll() is None
+        return self.process.running
 
     def start(self, wait: bool = True) -> None:
         """Start the server as what its data directory says, a primary or a standby.
@@ -105,15 +104,14 @@ class Server:
         :param wait: return when it takes connections
         :raises ServerError: it did not, within 30 s
         """
-        self.process = self._stage.start(
+        self.process.start(
             [
                 self._bindir / "postgres",
                 *("-D", self.data),
                 *("-c", f"listen_addresses={self.host}"),
                 *("-c", f"port={self.port}"),
                 *("-c", f"cluster_name=node{self.number + 1}"),
-            ],
-            self.log,
+            ]
         )
         if wait:
             self.wait_ready()
@@ -123,8 +121,7 @@ class Server:
 
         :raises ServerError: it ended, or did not within ``timeout`` seconds
         """
-        if not wait_until(lambda: not self.running or self._status() == "ready", timeout) or not self.running:
-            raise ServerError(f"{self.address} did not start; its log ends with:\n{tail(self.log)}")
+        self.process.wait_ready(lambda: self._status() == "ready", timeout)
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server as ``pg_ctl stop`` does and wait for its end.
@@ -132,30 +129,21 @@ class Server:
         :param mode: ``fast``, ``smart`` or ``immediate``
         :raises ServerError: it had not ended after 30 s
         """
-        if not self.process:
-            return
         number = {"fast": signal.SIGINT, "smart": signal.SIGTERM, "immediate": signal.SIGQUIT}[mode]
-        if self.running and not end(self.process, number, timeout=30):
-            raise ServerError(f"{self.address} did not stop; its log ends with:\n{tail(self.log)}")
-        self._gone()
+        if not self.process.end(number, timeout=30):
+            raise ServerError(f"{self.address} did not stop; its log ends with:\n{self.process.log_tail()}")
 
     def kill(self) -> None:
         """End the server and all its processes at once, as a crash does; the host still refuses connections."""
-        if self.process and self.running:
-            end_tree(self.process.pid)
-            self.process.wait()
-        self._gone()
+        self.process.kill()
 
     def freeze(self) -> None:
         """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGSTOP)
-            signal_tree(self.process.pid, signal.SIGSTOP)
+        self.process.freeze()
 
     def thaw(self) -> None:
         """Let a frozen server run again."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGCONT)
+        self.process.thaw()
 
     def promote(self, timeout: float = 30.0) -> None:
         """Promote a standby and wait until it is out of recovery, as ``pg_ctl promote`` does: looking every 0.1 s.
@@ -170,7 +158,7 @@ class Server:
                 return session.execute("select pg_is_in_recovery() as answer")[0]["answer"] == "f"
 
             if not wait_until(promoted, timeout, interval=0.1):
-                raise ServerError(f"{self.address} was not promoted; its log ends with:\n{tail(self.log)}")
+                raise ServerError(f"{self.address} was not promoted; its log ends with:\n{self.process.log_tail()}")
 
     def follow(self, primary: Server) -> None:
         """Make it a standby of ``primary``: by a reload while it runs, else from its next start on."""
@@ -227,10 +215,6 @@ class Server:
             return bool(rows)
         return False
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
-        return tail(self.log, lines)
-
     def seed(self, source: Path) -> None:
         """Give the server, which is down, a fresh copy of ``source`` as its data directory."""
         self._remove()
@@ -240,18 +224,13 @@ class Server:
         """The last line of postmaster.pid: starting, ready, standby (not accepting yet) or stopping."""
         with contextlib.suppress(OSError, IndexError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            if self.process and int(lines[0]) == self.process.pid:
+            if int(lines[0]) == self.process.pid:
                 return lines[7].strip()
         return ""
 
     def _remove(self) -> None:
         _release_shared_memory(self.data)
         shutil.rmtree(self.data, ignore_errors=True)
-
-    def _gone(self) -> None:
-        if self.process:
-            self._stage.forget(self.process)
-            self.process = None
 
     def close(self) -> None:
         """End it, whatever it is doing."""
@@ -326,7 +305,7 @@ class Cluster:
         """
         for node in self.standbys:
             if not wait_until(node.is_streaming, timeout, interval=0.02):
-                raise ServerError(f"{node.address} does not stream; its log ends with:\n{node.log_tail()}")
+                raise ServerError(f"{node.address} does not stream; its log ends with:\n{node.process.log_tail()}")
 
     def reset(self) -> None:
         """As at first: node 0 the primary, all others its standbys, an empty table. Cheap when little has happened.

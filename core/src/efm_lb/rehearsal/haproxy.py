@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.cluster import Cluster
-from efm_lb.rehearsal.processes import end_tree, signal_tree
-from efm_lb.rehearsal.stage import ServerError, end, free_port, tail
+from efm_lb.rehearsal.server_process import ServerProcess
+from efm_lb.rehearsal.stage import ServerError, free_port
 from efm_lb.rehearsal.waiting import wait_until
 
 __all__ = ["READ", "WRITE", "Haproxy"]
@@ -53,6 +52,7 @@ class Haproxy:
     :ivar socket: the admin socket, where hooks connect
     :ivar master_socket: the command line of the master
     :ivar config: haproxy.cfg
+    :ivar process: to be stopped, killed or frozen
     """
 
     host = _HOST
@@ -70,18 +70,15 @@ class Haproxy:
         self._stage = cluster.stage
         self._program = programs.haproxy()
         self._master = master
-        number = 1
-        while (self._stage.directory / f"haproxy{number}").exists():
-            number += 1
-        self.name = f"haproxy{number}"
-        self.directory = self._stage.make_directory(self.name)
+        self.directory = self._stage.make_numbered_directory("haproxy")
+        self.name = self.directory.name
         self.write_port = free_port(_HOST)
         self.read_port = free_port(_HOST)
         self.socket = self.directory / "admin.sock"
         self.master_socket = self.directory / "master.sock"
         self.config = self.directory / "haproxy.cfg"
         self.log = self._stage.directory / f"{self.name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGTERM)
         self._text = self._configuration(server, proxy, defaults, global_)
         self.write_config(self._text)
 
@@ -98,7 +95,7 @@ class Haproxy:
         try:
             haproxy.launch()
         except BaseException:
-            haproxy.close()
+            haproxy.process.close()
             raise
         return haproxy
 
@@ -108,14 +105,10 @@ class Haproxy:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.process.close()
 
     def __repr__(self) -> str:
         return f"<Haproxy {self.name} {self.host}:{self.write_port}>"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
 
     def variables(self, name: str = "EDGE") -> Mapping[str, object]:
         """The settings of efm-lb for it, as balancer ``name``."""
@@ -138,14 +131,12 @@ class Haproxy:
         :raises ServerError: it ended, or did not answer within ``timeout`` seconds
         """
         mode = ["-W", "-S", str(self.master_socket)] if self._master else []
-        self.process = self._stage.start([self._program, *mode, "-db", "-f", self.config], self.log)
-        if not wait_until(lambda: not self.running or self._answers(), timeout) or not self.running:
-            raise ServerError(f"{self.name} did not start; its log ends with:\n{self.log_tail()}")
+        self.process.start([self._program, *mode, "-db", "-f", self.config])
+        self.process.wait_ready(self._answers, timeout)
 
     def reload(self) -> None:
         """Have the master read the configuration anew, as systemctl does; returns before it has."""
-        if self.process:
-            self.process.send_signal(signal.SIGUSR2)
+        self.process.send(signal.SIGUSR2)
 
     def wait_reloaded(self, worker: int, timeout: float = 5.0) -> int:
         """Wait until a worker other than ``worker`` answers, and the master as well.
@@ -156,7 +147,7 @@ class Haproxy:
         :raises ServerError: none did within ``timeout`` seconds
         """
         if not wait_until(lambda: self.worker() not in (None, worker) and self._answers(), timeout):
-            raise ServerError(f"{self.name} was not reloaded; its log ends with:\n{self.log_tail()}")
+            raise ServerError(f"{self.name} was not reloaded; its log ends with:\n{self.process.log_tail()}")
         return self.worker() or 0
 
     def worker(self) -> int | None:
@@ -167,35 +158,9 @@ class Haproxy:
                 return int(facts["Pid"])
         return None
 
-    def stop(self) -> None:
-        """End it and its sessions."""
-        if not self.process:
-            return
-        if self.running and not end(self.process, signal.SIGTERM, timeout=5):
-            self.kill()
-        self._gone()
-
-    def kill(self) -> None:
-        """End all its processes at once; its ports refuse from then on."""
-        if self.process and self.running:
-            end_tree(self.process.pid)
-            self.process.wait()
-        self._gone()
-
-    def freeze(self) -> None:
-        """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen HAProxy run again."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGCONT)
-
     def reset(self) -> None:
         """As at first: started anew with the configuration that it was made with."""
-        self.thaw()
-        self.stop()
+        self.process.stop()
         self.write_config(self._text)
         self.launch()
 
@@ -237,16 +202,6 @@ class Haproxy:
         port = self.write_port if proxy == WRITE else self.read_port
         return sql.query(self.host, port, statement, timeout=timeout)
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
-        return tail(self.log, lines)
-
-    def close(self) -> None:
-        """End it, whatever it is doing; not when the stage is kept."""
-        if not self._stage.kept:
-            self.thaw()
-            self.stop()
-
     def _answers(self) -> bool:
         """Its worker answers, and its master, which listens a little later."""
         if self.worker() is None:
@@ -257,11 +212,6 @@ class Haproxy:
             connection.connect(str(self.master_socket))
             return True
         return False
-
-    def _gone(self) -> None:
-        if self.process:
-            self._stage.forget(self.process)
-            self.process = None
 
     def _configuration(self, server: str, proxy: str, defaults: str, global_: str) -> str:
         def lines(disabled: list[int]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Mapping
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
-from efm_lb.rehearsal.stage import ServerError, end, free_port, tail
-from efm_lb.rehearsal.waiting import wait_until
+from efm_lb.rehearsal.server_process import ServerProcess
+from efm_lb.rehearsal.stage import free_port
 
 __all__ = ["ADMIN_PASSWORD", "ADMIN_USER", "READ", "WRITE", "Pgbouncer"]
 
@@ -54,6 +53,7 @@ class Pgbouncer:
     :ivar entries: the file with the entries, which pgbouncer.ini takes in
     :ivar admin: the console, as ADMIN wants it
     :ivar passfile: libpq's, with the console's password
+    :ivar process: to be stopped, killed or frozen
     """
 
     host = _HOST
@@ -62,17 +62,15 @@ class Pgbouncer:
         self.cluster = cluster
         self._stage = cluster.stage
         self._program = programs.pgbouncer()
-        number = 1
-        while (self._stage.directory / f"pgb{number}").exists():
-            number += 1
-        self.name = f"pgb{number}"
-        self.directory = self._stage.make_directory(self.name)
+        self.directory = self._stage.make_numbered_directory("pgb")
+        self.name = self.directory.name
         self.port = port or free_port(_HOST)
         self.log = self._stage.directory / f"{self.name}.log"
         self.entries = self.directory / "databases.ini"
         self.admin = f"host={self.directory} port={self.port} user={ADMIN_USER}"
         self.passfile = self._stage.directory / f"{self.name}.pgpass"
-        self.process: subprocess.Popen[bytes] | None = None
+        # SIGINT waits for clients, and SIGTERM does so from 1.23 on.
+        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGQUIT)
         self._write_files(settings)
 
     @classmethod
@@ -88,7 +86,7 @@ class Pgbouncer:
         try:
             pooler.launch()
         except BaseException:
-            pooler.close()
+            pooler.process.close()
             raise
         return pooler
 
@@ -98,45 +96,29 @@ class Pgbouncer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.process.close()
 
     def __repr__(self) -> str:
         return f"<Pgbouncer {self.name} {self.host}:{self.port}>"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
 
     def launch(self, timeout: float = 10.0) -> None:
         """Start it and wait until its console answers.
 
         :raises ServerError: it ended, or did not answer within ``timeout`` seconds
         """
-        self.process = self._stage.start([self._program, self.directory / "pgbouncer.ini"], self.log)
-        if not wait_until(lambda: not self.running or self._answers(), timeout, 0.01) or not self.running:
-            raise ServerError(f"{self.name} did not start; its log ends with:\n{self.log_tail()}")
-
-    def stop(self) -> None:
-        """End it at once and wait for its end. SIGINT waits for clients, and SIGTERM does so from 1.23 on."""
-        if not self.process:
-            return
-        self.thaw()
-        if self.running and not end(self.process, signal.SIGQUIT, timeout=5):
-            self.process.kill()
-            self.process.wait()
-        self._stage.forget(self.process)
-        self.process = None
+        self.process.start([self._program, self.directory / "pgbouncer.ini"])
+        self.process.wait_ready(self._answers, timeout)
 
     def restart(self) -> None:
         """Stop and start it: it reads its files anew, and is not paused."""
-        self.stop()
+        self.process.stop()
         self.launch()
 
     def reset(self) -> None:
         """As at first: running, not paused, the entries leading to node 0 and to all others. Cheap when it is so."""
-        self.thaw()
+        self.process.thaw()
         self.write_entries(self.first_entries())
-        if not self.running or any(row["paused"] != "0" for row in self.show("databases")):
+        if not self.process.running or any(row["paused"] != "0" for row in self.show("databases")):
             self.restart()
         else:
             self.console("RELOAD")
@@ -145,16 +127,6 @@ class Pgbouncer:
                     # Pools that met a dead server try no other for server_login_retry.
                     self.console(f"KILL {row['name']}")
                     self.console(f"RESUME {row['name']}")
-
-    def freeze(self) -> None:
-        """Stop it: the kernel takes connections for it, and nothing ever answers."""
-        if self.process and self.running:
-            self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen one run again."""
-        if self.process and self.running:
-            self.process.send_signal(signal.SIGCONT)
 
     def console(self, command: str, timeout: float = 5.0) -> list[dict[str, str | None]]:
         """Tell the console something, over the Unix socket.
@@ -202,15 +174,6 @@ class Pgbouncer:
     def write_entries(self, text: str) -> None:
         """Replace the file with the entries."""
         self._stage.write(self.entries, text)
-
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
-        return tail(self.log, lines)
-
-    def close(self) -> None:
-        """Stop it, whatever it is doing; not when the stage is kept."""
-        if not self._stage.kept:
-            self.stop()
 
     def _answers(self) -> bool:
         try:

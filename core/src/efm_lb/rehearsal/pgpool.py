@@ -13,9 +13,8 @@ from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
-from efm_lb.rehearsal.processes import end_tree, signal_tree
-from efm_lb.rehearsal.stage import ServerError, end, free_port, tail
-from efm_lb.rehearsal.waiting import wait_until
+from efm_lb.rehearsal.server_process import ServerProcess
+from efm_lb.rehearsal.stage import ServerError, free_port
 
 __all__ = ["PCP_PASSWORD", "PCP_USER", "Pgpool"]
 
@@ -59,6 +58,7 @@ class Pgpool:
     :ivar port: where clients connect
     :ivar pcp_port: where hooks connect
     :ivar pcp_passfile: a pcp password file, owned by this process' account
+    :ivar process: to be stopped, killed or frozen
     """
 
     host = _HOST
@@ -68,16 +68,13 @@ class Pgpool:
         self.cluster = cluster
         self._stage = cluster.stage
         self._program = programs.pgpool()
-        number = 1
-        while (self._stage.directory / f"pool{number}").exists():
-            number += 1
-        self.name = f"pool{number}"
-        self.directory = self._stage.make_directory(self.name)
+        self.directory = self._stage.make_numbered_directory("pool")
+        self.name = self.directory.name
         self.port = free_port(_HOST)
         self.pcp_port = free_port(_HOST)
         self.log = self._stage.directory / f"{self.name}.log"
+        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGINT, _release_shared_memory)
         self.pcp_passfile = self._stage.directory / f"{self.name}.pcppass"
-        self.process: subprocess.Popen[bytes] | None = None
         self._write_files(settings)
 
     @classmethod
@@ -92,7 +89,7 @@ class Pgpool:
         try:
             pool.launch(discard_status=True)
         except BaseException:
-            pool.close()
+            pool.process.close()
             raise
         return pool
 
@@ -102,14 +99,10 @@ class Pgpool:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.process.close()
 
     def __repr__(self) -> str:
         return f"<Pgpool {self.name} {self.host}:{self.port}>"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
 
     def launch(self, discard_status: bool = False, timeout: float = 15.0) -> None:
         """Start it and wait until it serves clients and has found the primary, if there is one.
@@ -118,7 +111,7 @@ class Pgpool:
         :raises ServerError: it ended, or did not serve within ``timeout`` seconds
         """
         directory = self.directory
-        self.process = self._stage.start(
+        self.process.start(
             [
                 self._program,
                 "-n",
@@ -126,53 +119,24 @@ class Pgpool:
                 *("-f", directory / "pgpool.conf"),
                 *("-F", directory / "pcp.conf"),
                 *("-a", directory / "pool_hba.conf"),
-            ],
-            self.log,
+            ]
         )
         # It serves before it has looked for the primary.
         primary = any(node.in_recovery() is False for node in self.cluster.nodes)
-        if not wait_until(lambda: not self.running or self._serves(primary), timeout, 0.02) or not self.running:
-            raise ServerError(f"{self.name} did not start; its log ends with:\n{self.log_tail()}")
-
-    def stop(self) -> None:
-        """Stop it (fast) and wait for its end; killed when it takes longer than 5 s."""
-        if not self.process:
-            return
-        if self.running and not end(self.process, signal.SIGINT, timeout=5):
-            self.kill()
-        self._gone()
+        self.process.wait_ready(lambda: self._serves(primary), timeout, 0.02)
 
     def restart(self, discard_status: bool = False) -> None:
         """Stop and start it; it remembers which nodes were down, unless ``discard_status``."""
-        self.thaw()
-        self.stop()
+        self.process.stop()
         self.launch(discard_status)
 
     def reset(self) -> None:
         """As at first: running, every node attached, the true primary known. Cheap when it is so already."""
-        self.thaw()
-        if not self.running:
+        self.process.thaw()
+        if not self.process.running:
             self.launch(discard_status=True)
         elif not self.is_right():
             self.restart(discard_status=True)
-
-    def kill(self) -> None:
-        """End it and all its processes at once; its ports refuse from then on."""
-        if self.process and self.running:
-            end_tree(self.process.pid)
-            self.process.wait()
-        self._gone()
-
-    def freeze(self) -> None:
-        """Stop all its processes: the kernel takes connections for it, and nothing ever answers."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGSTOP)
-            signal_tree(self.process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen pgpool run again."""
-        if self.process and self.running:
-            signal_tree(self.process.pid, signal.SIGCONT)
 
     def query(self, statement: str, timeout: float = 5.0) -> list[dict[str, str | None]]:
         """Run one statement through this pgpool.
@@ -194,8 +158,8 @@ class Pgpool:
             try:
                 rows = self.query("show pool_nodes", max(0.2, deadline - time.monotonic()))
             except sql.SqlError:
-                if self.process and not self.running:
-                    raise ServerError(f"{self.name} has ended; its log ends with:\n{self.log_tail()}") from None
+                if self.process.pid and not self.process.running:
+                    raise ServerError(f"{self.name} has ended; its log ends with:\n{self.process.log_tail()}") from None
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.02)
@@ -228,27 +192,11 @@ class Pgpool:
                 return False
         return True
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
-        return tail(self.log, lines)
-
-    def close(self) -> None:
-        """Stop it, whatever it is doing; not when the stage is kept."""
-        if not self._stage.kept:
-            self.thaw()
-            self.stop()
-
     def _serves(self, primary: bool) -> bool:
         with contextlib.suppress(sql.SqlError):
             rows = self.query("show pool_nodes", timeout=1)
             return not primary or any(row["role"] == "primary" for row in rows)
         return False
-
-    def _gone(self) -> None:
-        if self.process:
-            self._stage.forget(self.process)
-            _release_shared_memory(self.process.pid)
-            self.process = None
 
     def _write_files(self, overrides: Mapping[str, object]) -> None:
         settings: dict[str, object] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from types import TracebackType
 from efm_lb.rehearsal.processes import end_tree
 from efm_lb.rehearsal.programs import Account, server_account
 
-__all__ = ["ServerError", "Stage", "end", "free_port", "tail"]
+__all__ = ["ServerError", "Stage", "free_port"]
 
 # A Unix socket's path holds 107 bytes; pgpool's is <directory>/<pool>/.s.PGSQL.<port>.
 _LONGEST_DIRECTORY = 70
@@ -64,6 +63,13 @@ class Stage:
         directory.mkdir(mode=0o700)
         self.give(directory)
         return directory
+
+    def make_numbered_directory(self, kind: str) -> Path:
+        """A directory as `make_directory` makes it, called after its kind and the first number that is free."""
+        number = 1
+        while (self.directory / f"{kind}{number}").exists():
+            number += 1
+        return self.make_directory(f"{kind}{number}")
 
     def write(self, path: Path, text: str) -> None:
         """Write a file that only its owner, the servers' account, may read."""
@@ -200,27 +206,6 @@ def free_port(*hosts: str) -> int:
                 continue
             return port
     raise ServerError(f"no TCP port is free on all of {', '.join(hosts)}")
-
-
-def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return ""
-
-
-def end(process: subprocess.Popen[bytes], number: signal.Signals, timeout: float) -> bool:
-    """Send a signal to a server and wait.
-
-    :return: it has ended within ``timeout`` seconds
-    """
-    process.send_signal(number)
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _environment() -> dict[str, str]:
