@@ -36,6 +36,22 @@ def test_every_order_of_calls_ends_right(cluster: Cluster, pgpool: Pgpool, order
     assert {result.scenario: result.exit_codes for result in results if any(result.exit_codes)} == {}
 
 
+def test_what_a_lost_attach_leaves(cluster: Cluster, pgpool: Pgpool) -> None:
+    """The follow-up of a crashed primary's detach finds the new one; nothing else comes without a call."""
+    hook = efm_lb_hook(hook_environment(cluster, [pgpool], "lost"))
+    scenarios = (Scenario.FAILOVER, Scenario.REJOIN, Scenario.SWITCHOVER)
+    failover, rejoin, switchover = play(cluster, pgpool, [hook], Order.MISSING_ATTACH, *scenarios)
+    first, second, _ = (node.name for node in cluster.nodes)
+    assert failover.owed == ()
+    assert failover.calls == [f"detach {first} p"]
+    assert failover.settled > 0.5, "by the follow-up, which comes two seconds after the detach"
+    assert rejoin.owed == (f"{first} is up, but {pgpool.name} has it as down/standby",)
+    assert rejoin.calls == [f"attach {first} s (by hand)"]
+    assert f"{first} is a primary, but {pgpool.name} has it as up/standby" in switchover.owed
+    assert switchover.calls == [f"detach {second} p", f"attach {first} p (by hand)", f"attach {second} s (by hand)"]
+    assert [result.wrong for result in (failover, rejoin, switchover)] == [(), (), ()]
+
+
 def test_a_hook_that_does_nothing_is_found_out(cluster: Cluster, pgpool: Pgpool) -> None:
     switchover, standby_stop = play(
         cluster, pgpool, [NOTHING], Order.DOCUMENTED, Scenario.SWITCHOVER, Scenario.STANDBY_STOP, patience=1

@@ -150,7 +150,9 @@ def rehearse(
     order: Annotated[
         str,
         typer.Option(
-            "--order", help="documented, detach-after-stop, missing-detach, duplicate, two-hosts or missing-type."
+            "--order",
+            help="How EFM calls: documented, detach-after-stop, missing-detach, missing-attach, duplicate, two-hosts or"
+            " missing-type.",
         ),
     ] = "documented",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, and say how to stop them.")] = False,

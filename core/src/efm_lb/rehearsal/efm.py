@@ -47,6 +47,8 @@ class Efm:
     :ivar failed: the crashed primary, until it has rejoined
     :ivar stopped: the stopped standby, until it has started
     :ivar untold: nodes that are down and were never called about
+    :ivar lost: the calls that were never made, as words for the hook; see `make_up`
+    :ivar repairable: a detach was made in this scenario, and the hook may look again after it
     :ivar orphaned: when a crashed primary was last replaced, by ``time.monotonic()``: rows acknowledged
         before may have died with it
     :ivar promoted: when a standby was last seen out of recovery, by ``time.monotonic()``
@@ -64,6 +66,8 @@ class Efm:
         self.failed: Server | None = None
         self.stopped: Server | None = None
         self.untold: set[Server] = set()
+        self.lost: list[tuple[str, ...]] = []
+        self.repairable = False
         self.orphaned: float | None = None
         self.promoted: float | None = None
         self._hooks = hooks
@@ -92,6 +96,8 @@ class Efm:
         :raises ServerError: a server did not do what it was told
         """
         self._steps = []
+        self.lost = []
+        self.repairable = False
         {
             Scenario.CONSISTENT: self._consistent,
             Scenario.SWITCHOVER: self._switchover,
@@ -100,6 +106,17 @@ class Efm:
             Scenario.STANDBY_STOP: self._standby_stop,
             Scenario.STANDBY_START: self._standby_start,
         }[scenario]()
+        return self._steps
+
+    def make_up(self) -> list[Step]:
+        """Make the calls that were lost, as a person does who sees what is wrong.
+
+        :return: what was done, in order
+        """
+        self._steps = []
+        for words in self.lost:
+            self._hook_step(words, self._hooks[:1], remark="by hand")
+        self.lost = []
         return self._steps
 
     def _consistent(self) -> None:
@@ -186,18 +203,23 @@ class Efm:
         elif self._order is Order.MISSING_DETACH:
             self.untold.add(node)
             return
-        words = [kind, node.name] if self._order is Order.MISSING_TYPE else [kind, node.name, letter]
+        words = (kind, node.name) if self._order is Order.MISSING_TYPE else (kind, node.name, letter)
+        if kind == "attach" and self._order is Order.MISSING_ATTACH:
+            self.lost.append(words)
+            return
+        self.repairable = self.repairable or kind == "detach"
         if self._order is Order.TWO_HOSTS:
             self._hook_step(words, self._hooks)
             return
         for _ in range(2 if self._order is Order.DUPLICATE else 1):
             self._hook_step(words, self._hooks[:1])
 
-    def _hook_step(self, words: Sequence[str], hooks: Sequence[Hook]) -> None:
+    def _hook_step(self, words: Sequence[str], hooks: Sequence[Hook], remark: str = "") -> None:
         started = time.monotonic()
         with ThreadPoolExecutor(len(hooks)) as threads:
             runs = tuple(threads.map(lambda hook: hook(*words), hooks))
-        self._note(Step(" ".join(words), started, time.monotonic() - started, runs))
+        what = " ".join(words) + (f" ({remark})" if remark else "")
+        self._note(Step(what, started, time.monotonic() - started, runs))
 
     @contextmanager
     def _action(self, what: str) -> Iterator[None]:

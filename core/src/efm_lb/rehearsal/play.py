@@ -61,7 +61,14 @@ class Play:
         before = self.pool.show_pool_nodes()
         started = time.monotonic()
         steps = self.efm.play(scenario)
-        wrong, settled = wait_right(self.cluster, self.pool, self.efm.untold, self._patience)
+        # Without a detach the hook has nothing to look again for: only a call repairs what a lost call has left.
+        patience = self._patience if self.efm.repairable or not self.efm.lost else 0.0
+        wrong, settled = wait_right(self.cluster, self.pool, self.efm.untold, patience)
+        owed: list[str] = []
+        if wrong and self.efm.lost:
+            owed = wrong
+            steps += self.efm.make_up()
+            wrong, settled = wait_right(self.cluster, self.pool, self.efm.untold, self._patience)
         self.clients.writer.wait_success(timeout=2)
         time.sleep(_AFTERWARDS)
         ended = self._quiet_since = time.monotonic()
@@ -76,6 +83,7 @@ class Play:
             after=self.pool.show_pool_nodes(),
             roles=tuple(_ROLES[node.in_recovery()] for node in self.cluster.nodes),
             wrong=tuple(wrong),
+            owed=tuple(owed),
             settled=settled,
             writing=self.clients.writing(started, ended),
             reading=self.clients.reading(started, ended),

@@ -77,6 +77,8 @@ class Report:
         self._line(_rows(result))
         for text, count in list(result.writing.texts.items())[:4]:
             self._line(f"         [dim]{count} x {escape(text)}[/]")
+        for owed in result.owed:
+            self._line(f"[yellow]OWED[/], until the lost calls were made by hand: {escape(owed)}")
         if result.right:
             self._line(f"[green]RIGHT[/]: {_when(result.settled)}; writes arrive at the real primary")
         for wrong in result.wrong:

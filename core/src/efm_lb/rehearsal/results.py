@@ -23,6 +23,7 @@ class ScenarioResult:
     :param after: ``show pool_nodes`` once it was over
     :param roles: what the databases themselves say then: primary, standby, or down
     :param wrong: what was wrong at the end, one line each; empty when pgpool was right
+    :param owed: what was wrong for want of a call that was lost, until that was made by hand
     :param settled: seconds from the end of EFM's last step until pgpool was right
     :param writing: what the writer saw
     :param reading: what the readers saw together
@@ -37,6 +38,7 @@ class ScenarioResult:
     after: Sequence[Mapping[str, str]]
     roles: tuple[str, ...]
     wrong: tuple[str, ...]
+    owed: tuple[str, ...]
     settled: float
     writing: Experience
     reading: Experience
@@ -46,6 +48,11 @@ class ScenarioResult:
     def right(self) -> bool:
         """Pgpool was right at the end, and no acknowledged row was lost or doubled for a reason of the balancer's."""
         return not (self.wrong or self.accounts.lost or self.accounts.doubled)
+
+    @property
+    def calls(self) -> list[str]:
+        """What the hook was called with, in order."""
+        return [step.what for step in self.steps if step.runs]
 
     @property
     def exit_codes(self) -> list[int | None]:
@@ -88,6 +95,7 @@ def _scenario(result: ScenarioResult) -> dict[str, Any]:
         "scenario": result.scenario.value,
         "right": result.right,
         "wrong": list(result.wrong),
+        "owed": list(result.owed),
         "settled": round(result.settled, 3),
         "resumed": None if result.resumed is None else round(result.resumed, 3),
         "hook_seconds": round(result.hook_seconds, 3),

@@ -33,6 +33,8 @@ class Order(Enum):
     """A node is detached once it has been stopped, as logs of real runs show."""
     MISSING_DETACH = "missing-detach"
     """No node is ever detached: the agent that should have called is gone."""
+    MISSING_ATTACH = "missing-attach"
+    """No node is attached: the call is lost. A person makes it by hand, once the hook has shown what it does alone."""
     DUPLICATE = "duplicate"
     """Each call is made twice."""
     TWO_HOSTS = "two-hosts"
