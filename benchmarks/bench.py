@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be given more than once")
     parser.add_argument("--json", metavar="FILE", help="write all raw runs to FILE")
     options = parser.parse_args(argv)
-    console = plain_console()
+    console = plain_console(120)
     say = Console(stderr=True, highlight=False)
     say.print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}: the higher the load, the longer all times")
     rows: list[Row] = []

@@ -19,8 +19,8 @@ from efm_lb.rehearsal.clients import Clients
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster, Server
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, Hook, Run
 from efm_lb.rehearsal.pgpool import Pgpool
-from efm_lb.rehearsal.play import Play
-from efm_lb.rehearsal.results import ScenarioResult
+from efm_lb.rehearsal.play import Front, Play
+from efm_lb.rehearsal.results import BalancerResult, ScenarioResult
 from efm_lb.rehearsal.scenarios import Scenario
 from efm_lb.rehearsal.waiting import wait_until
 
@@ -87,7 +87,7 @@ class Bench:
     def switchover(self) -> list[Row]:
         """A planned switchover under load."""
         played = self._played(Scenario.SWITCHOVER)
-        cuts = Row("switchover: writer's sessions cut", "", *_both(played, lambda result: result.writing.cuts))
+        cuts = Row("switchover: writer's sessions cut", "", *_both(played, lambda result: _pgpool(result).writing.cuts))
         return [
             self._outage("switchover: longest write outage", played).aim_ratio(0.40),
             self._resumed("switchover", played),
@@ -111,7 +111,7 @@ class Bench:
             rows += [
                 outage if deliberation else outage.aim_ratio(0.30),
                 self._resumed(name, played),
-                Row(f"{name}: writer's sessions cut", "", *_both(played, lambda result: result.writing.cuts)),
+                Row(f"{name}: writer's sessions cut", "", *_both(played, lambda result: _pgpool(result).writing.cuts)),
                 Row(f"{name}: EFM waits for the hook", "s", *_both(played, lambda result: result.hook_seconds)),
             ]
         return rows
@@ -234,22 +234,22 @@ class Bench:
             for arm in ARMS:
                 self._say(f"{scenario.value} {number + 1}/{self._runs} {arm}")
                 self._cluster.reset()
-                with Pgpool.start(self._cluster) as pool, Clients(pool.host, pool.port) as clients:
+                with Pgpool.start(self._cluster) as pool, Clients(pool.writing, pool.reading) as clients:
                     hook = self._hook(arm, pool)
-                    play = Play(self._cluster, pool, clients, [hook], deliberation=deliberation)
+                    play = Play(self._cluster, [Front(pool, clients)], [hook], deliberation=deliberation)
                     played[arm].append(play.scenario(scenario))
         return played
 
     def _resumed(self, what: str, played: dict[str, list[ScenarioResult]]) -> Row:
-        values = _both(played, lambda result: math.inf if result.resumed is None else result.resumed)
+        values = _both(played, lambda result: _first_write(_pgpool(result)))
         return Row(f"{what}: from the promotion to the first write", "s", *values)
 
     def _outage(self, what: str, played: dict[str, list[ScenarioResult]]) -> Row:
-        row = Row(what, "s", *_both(played, lambda result: result.writing.longest_gap))
+        row = Row(what, "s", *_both(played, lambda result: _pgpool(result).writing.longest_gap))
         for arm, results in played.items():
-            if wrong := [fault for result in results for fault in result.wrong]:
+            if wrong := [fault for result in results for fault in _pgpool(result).wrong]:
                 row.notes.append(f"{arm} ended wrong {len(wrong)} times: {wrong[0]}")
-            if lost := sum(result.accounts.lost for result in results):
+            if lost := sum(_pgpool(result).accounts.lost for result in results):
                 row.notes.append(f"{arm} lost {lost} rows")
         return row
 
@@ -291,6 +291,16 @@ def _both(
     played: dict[str, list[ScenarioResult]], value: Callable[[ScenarioResult], float]
 ) -> tuple[list[float], list[float]]:
     return [value(result) for result in played["bash"]], [value(result) for result in played["efm-lb"]]
+
+
+def _pgpool(result: ScenarioResult) -> BalancerResult:
+    """What became of the only balancer of a run."""
+    (pgpool,) = result.balancers
+    return pgpool
+
+
+def _first_write(pgpool: BalancerResult) -> float:
+    return math.inf if pgpool.resumed is None else pgpool.resumed
 
 
 def _since(pool: Pgpool, position: int) -> str:

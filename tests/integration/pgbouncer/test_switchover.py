@@ -22,7 +22,7 @@ PROMOTION = 1.0
 
 @pytest.fixture
 def hook(cluster: Cluster, pgbouncer: Pgbouncer, tmp_path: Path) -> Hook:
-    env_file = hook_environment(cluster, [], tmp_path.name, poolers=[pgbouncer])
+    env_file = hook_environment(cluster, [pgbouncer], tmp_path.name)
     hook = efm_lb_hook(env_file)
     # So that its plan is compiled, as it is in production.
     assert hook("attach", cluster.nodes[1].name, "s").exit_code == 0

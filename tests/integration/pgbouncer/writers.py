@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from efm_lb.rehearsal.clients import Experience, Writer
 from efm_lb.rehearsal.cluster import TABLE, Server
-from efm_lb.rehearsal.pgbouncer import WRITE, Pgbouncer
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
 
 __all__ = ["Writers", "writing"]
 
@@ -21,7 +21,8 @@ class Writers:
     """
 
     def __init__(self, pooler: Pgbouncer, number: int, limit: float = 20.0) -> None:
-        self.writers = [Writer(pooler.host, pooler.port, each, WRITE, limit) for each in range(number)]
+        entrance = pooler.writing._replace(patience=limit, login_patience=limit)
+        self.writers = [Writer(entrance, each) for each in range(number)]
         for writer in self.writers:
             writer.start()
         for writer in self.writers:

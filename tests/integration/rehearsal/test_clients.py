@@ -7,6 +7,7 @@ import time
 import pytest
 
 from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.balancer import Entrance
 from efm_lb.rehearsal.clients import Clients, Writer
 from efm_lb.rehearsal.cluster import TABLE, Cluster
 from efm_lb.rehearsal.pgpool import Pgpool
@@ -16,7 +17,7 @@ class Remembering(Writer):
     """A writer that was never started, with a past of its own."""
 
     def __init__(self, successes: list[float], cuts: list[float]) -> None:
-        super().__init__("127.0.0.1", 1)
+        super().__init__(Entrance("127.0.0.1", 1))
         self._successes = successes
         for moment in cuts:
             self._note("cut", sql.SqlError("gone", "57P01", cut=True))
@@ -39,7 +40,7 @@ def test_a_client_that_never_comes_back_has_not_recovered() -> None:
 
 def test_rows_are_accounted_for(cluster: Cluster, pgpool: Pgpool) -> None:
     primary = cluster.nodes[0]
-    with Clients(pgpool.host, pgpool.port, readers=0) as clients:
+    with Clients(pgpool.writing, pgpool.reading, readers=0) as clients:
         assert all(clients.writer.wait_success() for _ in range(3))
     early, late, twice = sorted(clients.writer.acknowledged)[:3]
     moment = (clients.writer.acknowledged[early] + clients.writer.acknowledged[late]) / 2
@@ -52,7 +53,8 @@ def test_rows_are_accounted_for(cluster: Cluster, pgpool: Pgpool) -> None:
 
 def test_a_terminated_session_is_a_cut(cluster: Cluster) -> None:
     primary = cluster.nodes[0]
-    with Clients(primary.host, primary.port, readers=0) as clients:
+    entrance = Entrance(primary.host, primary.port)
+    with Clients(entrance, entrance, readers=0) as clients:
         started = time.monotonic()
         primary.query("select pg_terminate_backend(pid) from pg_stat_activity where query like 'insert%'")
         assert clients.writer.wait_success()

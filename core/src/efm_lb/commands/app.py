@@ -155,13 +155,23 @@ def rehearse(
             " missing-type.",
         ),
     ] = "documented",
+    balancers: Annotated[
+        str,
+        typer.Option(
+            "--balancers",
+            help="Any of pgpool, haproxy and pgbouncer, with commas between; all that are installed when left out.",
+            metavar="NAMES",
+            show_default=False,
+        ),
+    ] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, and say how to stop them.")] = False,
     json: Json = False,
 ) -> None:
     """Play a switchover, a failover and more on a throwaway cluster with the servers found on this machine."""
     from efm_lb.rehearsal import rehearse
 
-    raise typer.Exit(rehearse(scenario or (), order, keep, json))
+    names = [name.strip() for name in balancers.split(",")] if balancers else []
+    raise typer.Exit(rehearse(scenario or (), order, names, keep, json))
 
 
 @config.command("show")

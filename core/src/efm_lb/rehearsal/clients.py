@@ -1,4 +1,4 @@
-"""Clients of the balancer, and what they suffer: the application's view of a scenario."""
+"""Clients of a balancer, and what they suffer: the application's view of a scenario."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.balancer import Entrance
 from efm_lb.rehearsal.cluster import TABLE, Server
 
 __all__ = ["Accounts", "Clients", "Experience", "Reader", "Writer"]
@@ -18,8 +19,6 @@ __all__ = ["Accounts", "Clients", "Experience", "Reader", "Writer"]
 PAUSE = 0.005
 """Seconds between two statements of a writer, and before a reconnect."""
 READ_PAUSE = 0.02
-CONNECT_LIMIT = 2.0
-STATEMENT_LIMIT = 5.0
 GAP = 0.1
 """Seconds without a success that count as an outage."""
 
@@ -57,15 +56,10 @@ class Experience:
 class _Client(threading.Thread):
     """A session through the balancer, made again whenever it is cut."""
 
-    _connect_limit = CONNECT_LIMIT
-    _statement_limit = STATEMENT_LIMIT
-
-    def __init__(self, name: str, host: str, port: int, pause: float, dbname: str = "postgres") -> None:
+    def __init__(self, name: str, entrance: Entrance, pause: float) -> None:
         super().__init__(name=name, daemon=True)
-        self._host = host
-        self._port = port
+        self._entrance = entrance
         self._pause = pause
-        self._dbname = dbname
         self._over = threading.Event()
         self._successes: list[float] = []
         self._troubles: list[_Trouble] = []
@@ -81,7 +75,7 @@ class _Client(threading.Thread):
     def end(self) -> None:
         """Stop after the current statement and wait for it."""
         self._over.set()
-        self.join(self._connect_limit + self._statement_limit + 1)
+        self.join(self._entrance.login_patience + self._entrance.patience + 1)
 
     def wait_success(self, timeout: float = 10.0) -> bool:
         """Wait until one more statement has succeeded."""
@@ -118,7 +112,7 @@ class _Client(threading.Thread):
 
     def _step(self, session: sql.Session | None) -> sql.Session | None:
         try:
-            session = session or sql.Session(self._host, self._port, dbname=self._dbname, timeout=self._connect_limit)
+            session = session or self._log_in()
         except sql.SqlError as error:
             self._note("refused", error)
             return None
@@ -130,6 +124,10 @@ class _Client(threading.Thread):
         self._successes.append(time.monotonic())
         return session
 
+    def _log_in(self) -> sql.Session:
+        entrance = self._entrance
+        return sql.Session(entrance.host, entrance.port, dbname=entrance.dbname, timeout=entrance.login_patience)
+
     def _work(self, session: sql.Session) -> None:
         raise NotImplementedError
 
@@ -140,32 +138,28 @@ class _Client(threading.Thread):
 class Writer(_Client):
     """Inserts an increasing number every 5 ms; a number whose insert was not acknowledged is not tried again."""
 
-    def __init__(
-        self, host: str, port: int, number: int = 1, dbname: str = "postgres", limit: float = STATEMENT_LIMIT
-    ) -> None:
-        super().__init__(f"writer {number}", host, port, PAUSE, dbname)
+    def __init__(self, entrance: Entrance, number: int = 1) -> None:
+        super().__init__(f"writer {number}", entrance, PAUSE)
         self.number = number
-        self._statement_limit = limit
-        self._connect_limit = max(CONNECT_LIMIT, limit if limit != STATEMENT_LIMIT else 0.0)
         self.acknowledged: dict[int, float] = {}
         """When each acknowledged row was acknowledged."""
         self._next = 0
 
     def _work(self, session: sql.Session) -> None:
         self._next += 1
-        session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", self._statement_limit)
+        session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", self._entrance.patience)
         self.acknowledged[self._next] = time.monotonic()
 
 
 class Reader(_Client):
     """Reads every 20 ms, in one session for as long as that lives, or in a new session each time."""
 
-    def __init__(self, host: str, port: int, number: int, new_sessions: bool = False) -> None:
-        super().__init__(f"reader {number}", host, port, READ_PAUSE)
+    def __init__(self, entrance: Entrance, number: int, new_sessions: bool = False) -> None:
+        super().__init__(f"reader {number}", entrance, READ_PAUSE)
         self._new_sessions = new_sessions
 
     def _work(self, session: sql.Session) -> None:
-        session.execute(f"select number from {TABLE} limit 1", STATEMENT_LIMIT)
+        session.execute(f"select number from {TABLE} limit 1", self._entrance.patience)
         if self._new_sessions:
             session.close()
 
@@ -192,11 +186,14 @@ class Accounts:
 
 
 class Clients:
-    """One writer and some readers, half of them with a new session for each read."""
+    """The clients of one balancer: a writer and some readers, half of them with a new session for each read.
 
-    def __init__(self, host: str, port: int, readers: int = 4) -> None:
-        self.writer = Writer(host, port)
-        self.readers = [Reader(host, port, number, new_sessions=number % 2 == 1) for number in range(readers)]
+    :param number: of the writer, another one for each balancer of a cluster
+    """
+
+    def __init__(self, writing: Entrance, reading: Entrance, readers: int = 4, number: int = 1) -> None:
+        self.writer = Writer(writing, number)
+        self.readers = [Reader(reading, each, new_sessions=each % 2 == 1) for each in range(readers)]
 
     def __enter__(self) -> Clients:
         self.start()

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
-from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.balancer import Belief, Entrance, State
+from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import ServerError, free_port
 from efm_lb.rehearsal.waiting import wait_until
@@ -38,14 +39,17 @@ _PROXY = """\
 listen {name}
     bind 127.0.0.1:{port}
     default-server on-marked-down shutdown-sessions
+    {elsewhere}
 {lines}
 """
+# One server is ready for writes: a client is told at once that it is gone. Of those for reads another one is tried.
+_ELSEWHERE = {WRITE: "retries 0", READ: "option redispatch 1"}
 
 
 class Haproxy:
     """One HAProxy on 127.0.0.1, as a master with a worker.
 
-    :ivar name: ``haproxy1``, ``haproxy2``, ...
+    :ivar name: ``edge1``, ``edge2``, ...
     :ivar host: of both ports
     :ivar write_port: where clients that write connect
     :ivar read_port: where clients that only read connect
@@ -55,6 +59,8 @@ class Haproxy:
     :ivar process: to be stopped, killed or frozen
     """
 
+    alias = "edge"
+    primary_reads = False
     host = _HOST
 
     def __init__(
@@ -70,7 +76,7 @@ class Haproxy:
         self._stage = cluster.stage
         self._program = programs.haproxy()
         self._master = master
-        self.directory = self._stage.make_numbered_directory("haproxy")
+        self.directory = self._stage.make_numbered_directory("edge")
         self.name = self.directory.name
         self.write_port = free_port(_HOST)
         self.read_port = free_port(_HOST)
@@ -110,15 +116,32 @@ class Haproxy:
     def __repr__(self) -> str:
         return f"<Haproxy {self.name} {self.host}:{self.write_port}>"
 
-    def variables(self, name: str = "EDGE") -> Mapping[str, object]:
-        """The settings of efm-lb for it, as balancer ``name``."""
-        balancer = f"EFM_LB_BALANCERS__{name}__"
+    @property
+    def place(self) -> str:
+        return f"HAProxy on {self.host}: writes on port {self.write_port}, reads on port {self.read_port}"
+
+    @property
+    def writing(self) -> Entrance:
+        """Where clients that write connect."""
+        return Entrance(self.host, self.write_port)
+
+    @property
+    def reading(self) -> Entrance:
+        """Where clients that only read connect."""
+        return Entrance(self.host, self.read_port)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings of efm-lb for it."""
+        return {"ADAPTER": "haproxy", "SOCKET": self.socket, "CONFIG": self.config, "WRITE": WRITE, "READ": READ}
+
+    @property
+    def doors(self) -> Mapping[str, str]:
+        psql = f'psql "host={self.host} port={{}} user={SUPERUSER} dbname=postgres"'
         return {
-            f"{balancer}ADAPTER": "haproxy",
-            f"{balancer}SOCKET": self.socket,
-            f"{balancer}CONFIG": self.config,
-            f"{balancer}WRITE": WRITE,
-            f"{balancer}READ": READ,
+            "writers": psql.format(self.write_port),
+            "readers": psql.format(self.read_port),
+            "socket": f"echo 'show servers state' | socat stdio {self.socket}",
         }
 
     def write_config(self, text: str) -> None:
@@ -180,19 +203,42 @@ class Haproxy:
         wait_until(self._answers, timeout)
         return _talk(self.master_socket, f"{line}; quit", timeout)
 
-    def servers(self, proxy: str) -> dict[str, bool]:
-        """Whether each server of a proxy takes new connections, by the host of its node."""
+    def servers(self, proxy: str) -> dict[str, str]:
+        """The state of each server of a proxy by the host of its node: ready, drain, maint or down.
+
+        :raises OSError: no answer
+        """
         rows = [line.split() for line in self.command(f"show servers state {proxy}").splitlines()]
         header = next(row[1:] for row in rows if row[:1] == ["#"])
         told = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
-        # 4 is only that it was disabled in the configuration once.
-        return {
-            row["srv_addr"]: row["srv_op_state"] in ("1", "2") and not int(row["srv_admin_state"]) & ~4 for row in told
-        }
+        return {row["srv_addr"]: _server_state(row["srv_op_state"], int(row["srv_admin_state"])) for row in told}
 
     def ready(self, proxy: str = WRITE) -> list[str]:
-        """The hosts of the nodes that new connections go to."""
-        return [host for host, ready in self.servers(proxy).items() if ready]
+        """The hosts of the nodes that new connections go to; raises as `servers`."""
+        return [host for host, state in self.servers(proxy).items() if state == "ready"]
+
+    def beliefs(self) -> list[Belief]:
+        """What it believes about each node; raises as `servers`."""
+        write, read = self.servers(WRITE), self.servers(READ)
+        return [
+            Belief(
+                write[node.host] == "ready",
+                read[node.host] == "ready",
+                f"{write[node.host]} in {WRITE}, {read[node.host]} in {READ}",
+            )
+            for node in self.cluster.nodes
+        ]
+
+    def state(self) -> State:
+        """The servers of both proxies; raises as `servers`."""
+        write, read = self.servers(WRITE), self.servers(READ)
+        return State(
+            "show servers state",
+            (WRITE, READ),
+            tuple(
+                (f"n{node.number + 1} {node.host}", write[node.host], read[node.host]) for node in self.cluster.nodes
+            ),
+        )
 
     def query(self, statement: str, proxy: str = WRITE, timeout: float = 5.0) -> list[dict[str, str | None]]:
         """Run one statement through this HAProxy.
@@ -223,8 +269,21 @@ class Haproxy:
 
         others = [node.number for node in self.cluster.nodes if node.number]
         head = _HEAD.format(socket=self.socket, global_=f"    {global_}", defaults=f"    {defaults}")
-        write = _PROXY.format(name=WRITE, port=self.write_port, lines=lines(others))
-        return head + write + _PROXY.format(name=READ, port=self.read_port, lines=lines([0]))
+        proxies = [(WRITE, self.write_port, others), (READ, self.read_port, [0])]
+        return head + "".join(
+            _PROXY.format(name=name, port=port, elsewhere=_ELSEWHERE[name], lines=lines(disabled))
+            for name, port, disabled in proxies
+        )
+
+
+def _server_state(operational: str, administrative: int) -> str:
+    """A server's state in a word; the numbers are those of ``show servers state``."""
+    # The bit 4 is only that it was disabled in the configuration once.
+    if administrative & (1 | 2 | 32):
+        return "maint"
+    if administrative & (8 | 16):
+        return "drain"
+    return "ready" if operational in ("1", "2") else "down"
 
 
 def _talk(path: Path, line: str, timeout: float) -> str:

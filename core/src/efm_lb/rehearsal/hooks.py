@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from efm_lb.rehearsal.balancer import Balancer, named
 from efm_lb.rehearsal.cluster import PROBE_PASSWORD, PROBE_USER, Cluster
-from efm_lb.rehearsal.pgbouncer import READ, WRITE, Pgbouncer
-from efm_lb.rehearsal.pgpool import Pgpool
 
-__all__ = ["EFM_LB", "Hook", "Run", "efm_lb_hook", "hook_environment", "probe_passfile"]
+__all__ = ["EFM_LB", "Hook", "Run", "check", "efm_lb_hook", "hook_environment", "probe_passfile"]
 
 EFM_LB = (sys.executable, "-I", "-m", "efm_lb")
 """The command of this installation."""
@@ -101,17 +100,15 @@ def probe_passfile(cluster: Cluster) -> Path:
 
 def hook_environment(
     cluster: Cluster,
-    pools: Sequence[Pgpool],
+    balancers: Sequence[Balancer],
     name: str = "efm",
     extra: Mapping[str, object] | None = None,
-    poolers: Sequence[Pgbouncer] = (),
 ) -> Path:
     """Write an env file for efm-lb, and the password files and the state directory that it names.
 
-    :param pools: become the balancers POOL1, POOL2, ... in this order
+    :param balancers: all that the hook brings right, called as `named` says
     :param name: of the file and of the state directory, for several hosts of one cluster
     :param extra: further variables, or other values for them; None leaves a variable out
-    :param poolers: become the balancers PGB1, PGB2, ...
     :return: the env file
     """
     directory = cluster.stage.directory
@@ -124,25 +121,8 @@ def hook_environment(
         "EFM_LB_PROBE__PASSFILE": probe_passfile(cluster),
         "EFM_LB_STATE_DIR": state,
     }
-    for number, pool in enumerate(pools, start=1):
-        balancer = f"EFM_LB_BALANCERS__POOL{number}__"
-        variables |= {
-            f"{balancer}ADAPTER": "pgpool",
-            f"{balancer}HOST": pool.host,
-            f"{balancer}PORT": pool.pcp_port,
-            f"{balancer}USER": pool.pcp_user,
-            f"{balancer}PASSFILE": pool.pcp_passfile,
-        }
-    for number, pooler in enumerate(poolers, start=1):
-        balancer = f"EFM_LB_BALANCERS__PGB{number}__"
-        variables |= {
-            f"{balancer}ADAPTER": "pgbouncer",
-            f"{balancer}ADMIN": pooler.admin,
-            f"{balancer}CONFIG": pooler.entries,
-            f"{balancer}WRITE": WRITE,
-            f"{balancer}READ": READ,
-            f"{balancer}PASSFILE": pooler.passfile,
-        }
+    for called, balancer in named(balancers).items():
+        variables |= {f"EFM_LB_BALANCERS__{called.upper()}__{key}": value for key, value in balancer.settings.items()}
     variables |= extra or {}
     file = directory / f"{name}.env"
     file.touch(mode=0o600)
@@ -150,10 +130,12 @@ def hook_environment(
     return file
 
 
+def check(env_file: Path) -> Run:
+    """``efm-lb check`` with the settings in ``env_file``; it compiles them, as it does on a host that EFM runs on."""
+    return efm_lb_hook(env_file)("check")
+
+
 def efm_lb_hook(env_file: Path, timeout: float = 60.0) -> Hook:
     """This installation's ``efm-lb`` with the settings in ``env_file``."""
 
-    def command(words: Sequence[str]) -> Sequence[str]:
-        return [*EFM_LB, *words, f"--env-file={env_file}"]
-
-    return Hook(command, timeout=timeout)
+    return Hook(lambda words: [*EFM_LB, *words, f"--env-file={env_file}"], timeout=timeout)

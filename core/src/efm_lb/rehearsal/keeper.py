@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 
-from efm_lb.rehearsal.processes import end_tree, started_at
+from efm_lb.rehearsal.processes import end_hooks, end_tree, started_at
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
         # A pid may have been given to somebody else since.
         if start and started_at(pid) == start:
             end_tree(pid)
+    end_hooks(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 

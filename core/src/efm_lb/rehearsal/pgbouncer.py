@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
+from efm_lb.rehearsal.balancer import Belief, Entrance, State
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import free_port
@@ -22,6 +23,8 @@ WRITE = "app"
 READ = "app_ro"
 """The entry that leads to the standbys."""
 _HOST = "127.0.0.1"
+_HELD = 20.0
+"""Seconds that a client of `WRITE` is patient: twice the time that the adapter holds it in a switchover."""
 
 _SETTINGS: Mapping[str, object] = {
     "auth_type": "hba",
@@ -56,6 +59,8 @@ class Pgbouncer:
     :ivar process: to be stopped, killed or frozen
     """
 
+    alias = "pgb"
+    primary_reads = False
     host = _HOST
 
     def __init__(self, cluster: Cluster, settings: Mapping[str, object], port: int = 0) -> None:
@@ -100,6 +105,41 @@ class Pgbouncer:
 
     def __repr__(self) -> str:
         return f"<Pgbouncer {self.name} {self.host}:{self.port}>"
+
+    @property
+    def place(self) -> str:
+        return f"PgBouncer on {self.host}:{self.port}: writes by entry {WRITE}, reads by entry {READ}"
+
+    @property
+    def writing(self) -> Entrance:
+        """Where clients that write connect."""
+        return Entrance(self.host, self.port, WRITE, _HELD, _HELD)
+
+    @property
+    def reading(self) -> Entrance:
+        """Where clients that only read connect."""
+        return Entrance(self.host, self.port, READ)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings of efm-lb for it."""
+        return {
+            "ADAPTER": "pgbouncer",
+            "ADMIN": self.admin,
+            "CONFIG": self.entries,
+            "WRITE": WRITE,
+            "READ": READ,
+            "PASSFILE": self.passfile,
+        }
+
+    @property
+    def doors(self) -> Mapping[str, str]:
+        psql = f'psql "host={self.host} port={self.port} user={SUPERUSER} dbname={{}}"'
+        return {
+            "writers": psql.format(WRITE),
+            "readers": psql.format(READ),
+            "console": f'PGPASSFILE={self.passfile} psql "{self.admin} dbname=pgbouncer"',
+        }
 
     def launch(self, timeout: float = 10.0) -> None:
         """Start it and wait until its console answers.
@@ -153,13 +193,35 @@ class Pgbouncer:
         """The entries whose clients are held."""
         return [row["name"] for row in self.show("databases") if row["paused"] == "1"]
 
+    def beliefs(self) -> list[Belief]:
+        """What it believes about each node.
+
+        :raises sql.SqlError: its console does not answer
+        """
+        listed = {
+            row["name"]: [f"{host}:{row['port']}" for host in row["host"].split(",")] for row in self.show("databases")
+        }
+        found = []
+        for node in self.cluster.nodes:
+            entries = [name for name in (WRITE, READ) if node.address in listed[name]]
+            found.append(Belief(WRITE in entries, READ in entries, f"in {' and '.join(entries) or 'no entry'}"))
+        return found
+
+    def state(self) -> State:
+        """Its entries; raises as `beliefs`."""
+        rows = [row for row in self.show("databases") if row["name"] in (WRITE, READ)]
+        return State(
+            "SHOW DATABASES",
+            ("host",),
+            tuple((row["name"], row["host"] + (" (paused)" if row["paused"] == "1" else "")) for row in rows),
+        )
+
     def query(self, statement: str, entry: str = WRITE, timeout: float = 5.0) -> list[dict[str, str | None]]:
         """Run one statement through it.
 
         :raises sql.SqlError: no session or no answer within ``timeout`` seconds, or the statement failed
         """
-        with sql.Session(self.host, self.port, SUPERUSER, entry, timeout) as session:
-            return session.execute(statement, timeout)
+        return sql.query(self.host, self.port, statement, SUPERUSER, timeout, entry)
 
     def first_entries(self) -> str:
         """The file with the entries as it is written at first."""

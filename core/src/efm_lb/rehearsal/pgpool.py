@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 
 from efm_lb.rehearsal import programs, sql
+from efm_lb.rehearsal.balancer import Belief, Entrance, State
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import ServerError, free_port
+from efm_lb.rehearsal.verdict import misbeliefs
 
 __all__ = ["PCP_PASSWORD", "PCP_USER", "Pgpool"]
 
@@ -61,6 +63,8 @@ class Pgpool:
     :ivar process: to be stopped, killed or frozen
     """
 
+    alias = "pool"
+    primary_reads = True
     host = _HOST
     pcp_user = PCP_USER
 
@@ -103,6 +107,38 @@ class Pgpool:
 
     def __repr__(self) -> str:
         return f"<Pgpool {self.name} {self.host}:{self.port}>"
+
+    @property
+    def place(self) -> str:
+        return f"pgpool on {self.host}:{self.port}, PCP on port {self.pcp_port}"
+
+    @property
+    def writing(self) -> Entrance:
+        """Where clients that write connect, and those that read: pgpool tells one from the other."""
+        return Entrance(self.host, self.port)
+
+    @property
+    def reading(self) -> Entrance:
+        return self.writing
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings of efm-lb for it."""
+        return {
+            "ADAPTER": "pgpool",
+            "HOST": self.host,
+            "PORT": self.pcp_port,
+            "USER": self.pcp_user,
+            "PASSFILE": self.pcp_passfile,
+        }
+
+    @property
+    def doors(self) -> Mapping[str, str]:
+        pcp = f"pcp_node_info -h {self.host} -p {self.pcp_port} -U {self.pcp_user} -w"
+        return {
+            "clients": f'psql "host={self.host} port={self.port} user={SUPERUSER} dbname=postgres"',
+            "PCP": f"PCPPASSFILE={self.pcp_passfile} {pcp}",
+        }
 
     def launch(self, discard_status: bool = False, timeout: float = 15.0) -> None:
         """Start it and wait until it serves clients and has found the primary, if there is one.
@@ -179,18 +215,28 @@ class Pgpool:
 
     def is_right(self) -> bool:
         """Writes go to the real primary, and exactly the servers that answer are attached."""
-        try:
-            rows = self.show_pool_nodes()
-        except sql.SqlError:
-            return False
-        for node, row in zip(self.cluster.nodes, rows, strict=True):
-            in_recovery = node.in_recovery()
+        return not misbeliefs(self.cluster, self)
+
+    def beliefs(self) -> list[Belief]:
+        """What it believes about each node.
+
+        :raises sql.SqlError: as `show_pool_nodes`
+        :raises ServerError: as `show_pool_nodes`
+        """
+        found = []
+        for row in self.show_pool_nodes():
             attached = row["status"] in ("up", "waiting")
-            if attached != (in_recovery is not None):
-                return False
-            if (row["role"] == "primary") != (in_recovery is False):
-                return False
-        return True
+            found.append(Belief(attached and row["role"] == "primary", attached, f"{row['status']}/{row['role']}"))
+        return found
+
+    def state(self) -> State:
+        """What ``show pool_nodes`` says; raises as that."""
+        rows = self.show_pool_nodes()
+        return State(
+            "show pool_nodes",
+            ("status", "role"),
+            tuple((f"{row['node_id']} {row['hostname']}", row["status"], row["role"]) for row in rows),
+        )
 
     def _serves(self, primary: bool) -> bool:
         with contextlib.suppress(sql.SqlError):

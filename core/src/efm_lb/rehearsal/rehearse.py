@@ -11,6 +11,8 @@ from enum import Enum
 from typing import TypeVar
 
 from efm_lb.errors import EX_TEMPFAIL, CallError, EfmLbError
+from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.kinds import chosen
 from efm_lb.rehearsal.play import Play, open_play
 from efm_lb.rehearsal.report import Report, plain_console
 from efm_lb.rehearsal.results import RehearsalResult
@@ -28,27 +30,30 @@ class BrokenRehearsalError(EfmLbError):
     exit_code = EX_TEMPFAIL
 
 
-def run(scenarios: Sequence[str], order: str, keep: bool, as_json: bool) -> int:
+def run(scenarios: Sequence[str], order: str, balancers: Sequence[str], keep: bool, as_json: bool) -> int:
     """See `efm_lb.rehearsal.rehearse`.
 
-    :raises CallError: no such scenario or order
-    :raises MissingProgramError: PostgreSQL or pgpool is not installed
+    :raises CallError: no such scenario, order or balancer
+    :raises MissingProgramError: PostgreSQL or a balancer is not installed
     :raises BrokenRehearsalError: a server did not do what it was told
     """
-    chosen = [_choice(Scenario, name) for name in scenarios] or list(Scenario)
+    wanted = [_choice(Scenario, name) for name in scenarios] or list(Scenario)
+    calls = _choice(Order, order)
+    kinds = chosen(balancers)
     console = plain_console()
     console.quiet = as_json
     report = Report(console)
     began = time.monotonic()
     try:
-        with _ended_by_sigterm(), open_play(_choice(Order, order), watch=report.step) as play:
+        with _ended_by_sigterm(), open_play(kinds, calls, watch=report.step) as play:
             report.set_up(play, time.monotonic() - began)
-            result = _perform(play, chosen, report, time.monotonic() - began)
+            result = _perform(play, wanted, report, time.monotonic() - began)
             if keep:
-                play.clients.end()
+                for front in play.fronts:
+                    front.clients.end()
                 stop = play.cluster.stage.keep()
                 report.kept(play, stop)
-    except ServerError as error:
+    except (ServerError, sql.SqlError) as error:
         raise BrokenRehearsalError(str(error)) from error
     if as_json:
         print(json.dumps({**result.as_json(), **({"stop": str(stop)} if keep else {})}, indent=2))
@@ -58,7 +63,7 @@ def run(scenarios: Sequence[str], order: str, keep: bool, as_json: bool) -> int:
 def _perform(play: Play, scenarios: Sequence[Scenario], report: Report, set_up: float) -> RehearsalResult:
     results = []
     for scenario in play.wanted(scenarios):
-        report.scenario_begins(scenario, time.monotonic())
+        report.scenario_begins(scenario)
         results.append(play.scenario(scenario))
         report.scenario_ends(results[-1])
     result = RehearsalResult(play.order, set_up, tuple(results))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-from efm_lb.rehearsal.clients import Experience
 from efm_lb.rehearsal.efm import Step
 from efm_lb.rehearsal.play import Play
-from efm_lb.rehearsal.results import RehearsalResult, ScenarioResult
+from efm_lb.rehearsal.results import BalancerResult, RehearsalResult, ScenarioResult
 from efm_lb.rehearsal.scenarios import Scenario
 
 __all__ = ["Report", "plain_console"]
@@ -25,15 +25,25 @@ _TITLES = {
     Scenario.STANDBY_STOP: "standby-stop: a standby is stopped",
     Scenario.STANDBY_START: "standby-start: the stopped standby comes back",
 }
-_NARROWEST = 120
+_WIDTH = 100
+"""Columns of what is no terminal."""
+_FIRST_COLUMN = 26
+_AT_ONCE = 0.5
+"""Seconds that a look at a balancer may take, so that it was right when the last hook had ended."""
+_TEXTS = 3
+"""How many kinds of errors are shown of each balancer's writer."""
 
 
-def plain_console() -> Console:
-    """The standard output: with colours on a terminal, plain and wide enough for the tables when it is piped."""
+def plain_console(width: int = _WIDTH) -> Console:
+    """The standard output: with colours on a terminal, plain and at least ``width`` columns when it is piped."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, _NARROWEST)
+        console.width = max(console.width, width)
     return console
+
+
+_PREFIX = re.compile(r'^connection to server at "[^"]*", port \d+ failed: ((FATAL|ERROR): *)?')
+"""What libpq puts before the words of a server that has refused a session."""
 
 
 class Report:
@@ -41,23 +51,26 @@ class Report:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = 0.0
+        self._began: float | None = None
 
     def set_up(self, play: Play, seconds: float) -> None:
         """The servers are running."""
-        nodes = ", ".join(node.address for node in play.cluster.nodes)
-        self._line(f"PostgreSQL on {nodes}")
-        self._line(f"pgpool on {play.pool.host}:{play.pool.port}, PCP on port {play.pool.pcp_port}")
-        self._line(f"1 writer, {len(play.clients.readers)} readers; all set up in {seconds:.1f} s")
+        self._line(f"{'nodes':6} PostgreSQL on {', '.join(node.address for node in play.cluster.nodes)}")
+        for front in play.fronts:
+            self._line(f"{front.balancer.name:6} {front.balancer.place}")
+        each = f"1 writer and {len(play.fronts[0].clients.readers)} readers through each"
+        self._line(f"{each}; all set up in {seconds:.1f} s")
 
-    def scenario_begins(self, scenario: Scenario, moment: float) -> None:
-        """EFM's first step follows; ``moment`` is by ``time.monotonic()``."""
-        self._began = moment
+    def scenario_begins(self, scenario: Scenario) -> None:
+        """EFM's first step follows."""
+        self._began = None
         self._console.print()
         self._console.rule(f"[bold]{escape(_TITLES[scenario])}", align="left", characters="-")
 
     def step(self, step: Step) -> None:
         """One of EFM's steps is over."""
+        if self._began is None:
+            self._began = step.started
         at = f"{step.started - self._began:7.3f} s"
         if not step.runs:
             self._line(f"{at}  {escape(step.what)}  [dim]({step.seconds:.3f} s)[/]")
@@ -67,102 +80,122 @@ class Report:
             colour = "green" if run.exit_code == 0 else "red"
             self._line(f"{at}  [bold]hook: {escape(step.what)}[/]  [{colour}]{code}[/] in {run.seconds:.3f} s")
             for line in run.output.splitlines():
-                self._line(f"             [dim]| {escape(line)}[/]")
+                self._console.print(Padding(f"[dim]{escape(line)}[/]", (0, 0, 0, 13), expand=False))
 
     def scenario_ends(self, result: ScenarioResult) -> None:
         """The scenario has been judged."""
-        self._console.print(_pool_nodes(result))
-        self._line(f"writer:  {_suffered(result.writing)}")
-        self._line(f"readers: {_suffered(result.reading)}")
-        self._line(_rows(result))
-        for text, count in list(result.writing.texts.items())[:4]:
-            self._line(f"         [dim]{count} x {escape(text)}[/]")
-        for owed in result.owed:
-            self._line(f"[yellow]OWED[/], until the lost calls were made by hand: {escape(owed)}")
-        if result.right:
-            self._line(f"[green]RIGHT[/]: {_when(result.settled)}; writes arrive at the real primary")
-        for wrong in result.wrong:
-            self._line(f"[bold red]WRONG[/]: {escape(wrong)}")
-        if result.accounts.lost or result.accounts.doubled:
-            self._line("[bold red]WRONG[/]: rows were lost or doubled, see above")
+        self._console.print()
+        self._line(f"databases: {', '.join(f'{name} {role}' for name, role in result.roles.items())}")
+        for balancer in result.balancers:
+            self._console.print(_states(balancer))
+        self._console.print()
+        self._console.print(_suffered(result))
+        for balancer in result.balancers:
+            self._remarks(balancer)
 
     def summary(self, result: RehearsalResult) -> None:
         """All scenarios in one table."""
-        table = Table(box=box.SIMPLE, title=f"order of the calls: {result.order.value}", title_justify="left")
-        table.add_column("scenario")
-        table.add_column("pgpool is")
-        for heading in ("longest gap in writes", "writer's sessions cut", "rows lost", "hook's time"):
+        table = _table(f"order of the calls: {result.order.value}")
+        for heading in ("", ""):
+            table.add_column(heading)
+        for heading in ("write gap", "errors", "cut", "lost", "hook"):
             table.add_column(heading, justify="right")
         table.add_column("exit codes")
         for scenario in result.scenarios:
-            table.add_row(
-                scenario.scenario.value,
-                "[green]RIGHT[/]" if scenario.right else "[bold red]WRONG[/]",
-                f"{scenario.writing.longest_gap:.2f} s",
-                str(scenario.writing.cuts),
-                str(scenario.accounts.lost + scenario.accounts.lost_to_replication),
-                f"{scenario.hook_seconds:.2f} s",
-                " ".join("-" if code is None else str(code) for code in scenario.exit_codes),
-            )
+            codes = " ".join("-" if code is None else str(code) for code in scenario.exit_codes)
+            begin, end = scenario.scenario.value, (f"{scenario.hook_seconds:.2f} s", codes)
+            for balancer in scenario.balancers:
+                seen, rows = balancer.writing, balancer.accounts
+                table.add_row(
+                    begin,
+                    balancer.name,
+                    _verdict(balancer),
+                    f"{seen.longest_gap:.2f} s",
+                    str(seen.refused + seen.errors),
+                    str(seen.cuts),
+                    str(rows.lost + rows.lost_to_replication),
+                    *end,
+                )
+                begin, end = "", ("", "")
         self._console.print()
         self._console.print(table)
 
     def kept(self, play: Play, stop: Path) -> None:
         """The servers stay; say how to get at them and how to stop them."""
         directory = play.cluster.stage.directory
-        pool = play.pool
         self._line("The servers keep running.")
-        self._line(f'  through pgpool:  psql "host={pool.host} port={pool.port} user=postgres dbname=postgres"')
         for node in play.cluster.nodes:
-            self._line(f'  node {node.number + 1}:          psql "host={node.host} port={node.port} user=postgres"')
-        pcp = f"pcp_node_info -h {pool.host} -p {pool.pcp_port} -U {pool.pcp_user} -w"
-        self._line(f"  PCP:             PCPPASSFILE={pool.pcp_passfile} {pcp}")
-        self._line(f"  hook:            efm-lb status --env-file {directory}/host1.env")
-        self._line(f"  logs:            {directory}/*.log")
-        self._line(f"  stop everything: sh {stop}")
+            self._line(f'  {f"node {node.number + 1}:":16} psql "host={node.host} port={node.port} user=postgres"')
+        for front in play.fronts:
+            for what, command in front.balancer.doors.items():
+                self._line(f"  {f'{front.balancer.name} {what}:':16} {command}")
+        self._line(f"  {'hook:':16} efm-lb status --env-file {directory}/host1.env")
+        self._line(f"  {'logs:':16} {directory}/*.log")
+        self._line(f"  {'stop all of it:':16} sh {stop}")
+
+    def _remarks(self, balancer: BalancerResult) -> None:
+        """What does not fit into the table."""
+        name = escape(balancer.name)
+        for text, count in list(balancer.writing.texts.items())[:_TEXTS]:
+            self._line(f"{name}: [dim]{count} x {escape(_PREFIX.sub('', text))}[/]")
+        if rows := balancer.accounts.lost_to_replication:
+            self._line(f"{name}: {rows} rows died with the old primary: replication is asynchronous")
+        if not balancer.writing.recovered:
+            self._line(f"{name}: [bold red]the writer has not recovered[/]")
+        if balancer.settled >= _AT_ONCE and not balancer.wrong:
+            self._line(f"{name}: right {balancer.settled:.1f} s after the last hook had ended")
+        for owed in balancer.owed:
+            self._line(f"{name}: [yellow]OWED[/], until the lost calls were made by hand: {escape(owed)}")
+        for wrong in balancer.wrong:
+            self._line(f"{name}: [bold red]WRONG[/]: {escape(wrong)}")
+        if balancer.accounts.lost or balancer.accounts.doubled:
+            self._line(f"{name}: [bold red]WRONG[/]: rows were lost, or are there twice")
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
 
-def _pool_nodes(result: ScenarioResult) -> Table:
-    table = Table(box=box.SIMPLE, title="show pool_nodes, before -> after", title_justify="left")
-    for heading in ("node_id", "hostname", "port", "status", "role", "the database is"):
-        table.add_column(heading)
-    for before, after, role in zip(result.before, result.after, result.roles, strict=True):
+def _table(first: str) -> Table:
+    """A table without lines, aligned with the others."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, min_width=_FIRST_COLUMN)
+    return table
+
+
+def _states(result: BalancerResult) -> Table:
+    """What a balancer showed before and after."""
+    table = _table(f"{result.name}: {result.after.title}")
+    for heading in result.after.columns:
+        table.add_column(heading, min_width=18)
+    for before, after in zip(result.before.rows, result.after.rows, strict=True):
+        cells = (
+            new if old == new else f"{old} -> [bold]{new}[/]" for old, new in zip(before[1:], after[1:], strict=True)
+        )
+        table.add_row(f"  {after[0]}", *cells)
+    return table
+
+
+def _suffered(result: ScenarioResult) -> Table:
+    """What the clients of each balancer saw."""
+    table = _table("clients of")
+    table.add_column("")
+    for heading in ("write gap", "errors", "cut", "rows", "lost", "twice", "read gap", "errors", "cut"):
+        table.add_column(heading, justify="right")
+    for balancer in result.balancers:
+        writing, reading, rows = balancer.writing, balancer.reading, balancer.accounts
         table.add_row(
-            after["node_id"],
-            after["hostname"],
-            after["port"],
-            _change(before["status"], after["status"]),
-            _change(before["role"], after["role"]),
-            role,
+            f"  {balancer.name}",
+            _verdict(balancer),
+            f"{writing.longest_gap:.3f} s",
+            str(writing.refused + writing.errors),
+            str(writing.cuts),
+            *(str(rows.acknowledged), str(rows.lost), str(rows.doubled)),
+            f"{reading.longest_gap:.3f} s",
+            str(reading.refused + reading.errors),
+            str(reading.cuts),
         )
     return table
 
 
-def _change(before: str, after: str) -> str:
-    return after if before == after else f"{before} -> [bold]{after}[/]"
-
-
-def _suffered(seen: Experience) -> str:
-    parts = [f"longest gap {seen.longest_gap:.3f} s", f"{seen.cuts} sessions cut"]
-    if seen.refused:
-        parts.append(f"{seen.refused} connections refused")
-    if seen.errors:
-        parts.append(f"{seen.errors} statements failed")
-    if not seen.recovered:
-        parts.append("[bold red]not recovered[/]")
-    return ", ".join(parts)
-
-
-def _rows(result: ScenarioResult) -> str:
-    rows = result.accounts
-    text = f"rows:    {rows.acknowledged} acknowledged so far, {rows.lost} lost, {rows.doubled} doubled"
-    if rows.lost_to_replication:
-        text += f" ({rows.lost_to_replication} more died with the old primary: replication is asynchronous)"
-    return text
-
-
-def _when(settled: float) -> str:
-    return "when the last hook had ended" if settled < 0.1 else f"{settled:.1f} s after the last hook had ended"
+def _verdict(result: BalancerResult) -> str:
+    return "[green]RIGHT[/]" if result.right else "[bold red]WRONG[/]"

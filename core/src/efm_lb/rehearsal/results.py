@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from efm_lb.rehearsal.balancer import State
 from efm_lb.rehearsal.clients import Accounts, Experience
 from efm_lb.rehearsal.efm import Step
 from efm_lb.rehearsal.scenarios import Order, Scenario
 
-__all__ = ["RehearsalResult", "ScenarioResult"]
+__all__ = ["BalancerResult", "RehearsalResult", "ScenarioResult"]
+
+
+@dataclass(frozen=True)
+class BalancerResult:
+    """One balancer in one scenario, and what its clients saw.
+
+    :param before: what it showed before the scenario
+    :param after: what it showed once it was over
+    :param wrong: what was wrong at the end, one line each; empty when it was right
+    :param owed: what was wrong for want of a call that was lost, until that was made by hand
+    :param settled: seconds from the end of the last step until it was right
+    :param resumed: seconds from the promotion to the first write, None when nothing was promoted
+    :param writing: what the writer saw
+    :param reading: what the readers saw together
+    :param accounts: acknowledged rows against the primary's
+    """
+
+    name: str
+    before: State
+    after: State
+    wrong: tuple[str, ...]
+    owed: tuple[str, ...]
+    settled: float
+    resumed: float | None
+    writing: Experience
+    reading: Experience
+    accounts: Accounts
+
+    @property
+    def right(self) -> bool:
+        """It was right at the end, and no acknowledged row was lost or doubled for a reason of the balancer's."""
+        return not (self.wrong or self.accounts.lost or self.accounts.doubled)
 
 
 @dataclass(frozen=True)
@@ -18,36 +51,19 @@ class ScenarioResult:
     """One scenario.
 
     :param started: by ``time.monotonic()``
-    :param resumed: seconds from the promotion to the first write, None when nothing was promoted
-    :param before: ``show pool_nodes`` before it
-    :param after: ``show pool_nodes`` once it was over
-    :param roles: what the databases themselves say then: primary, standby, or down
-    :param wrong: what was wrong at the end, one line each; empty when pgpool was right
-    :param owed: what was wrong for want of a call that was lost, until that was made by hand
-    :param settled: seconds from the end of EFM's last step until pgpool was right
-    :param writing: what the writer saw
-    :param reading: what the readers saw together
-    :param accounts: acknowledged rows against the primary's
+    :param roles: what each node says itself once it was over: primary, standby, or down
     """
 
     scenario: Scenario
     started: float
-    resumed: float | None
     steps: tuple[Step, ...]
-    before: Sequence[Mapping[str, str]]
-    after: Sequence[Mapping[str, str]]
-    roles: tuple[str, ...]
-    wrong: tuple[str, ...]
-    owed: tuple[str, ...]
-    settled: float
-    writing: Experience
-    reading: Experience
-    accounts: Accounts
+    roles: Mapping[str, str]
+    balancers: tuple[BalancerResult, ...]
 
     @property
     def right(self) -> bool:
-        """Pgpool was right at the end, and no acknowledged row was lost or doubled for a reason of the balancer's."""
-        return not (self.wrong or self.accounts.lost or self.accounts.doubled)
+        """All balancers were."""
+        return all(balancer.right for balancer in self.balancers)
 
     @property
     def calls(self) -> list[str]:
@@ -94,10 +110,6 @@ def _scenario(result: ScenarioResult) -> dict[str, Any]:
     return {
         "scenario": result.scenario.value,
         "right": result.right,
-        "wrong": list(result.wrong),
-        "owed": list(result.owed),
-        "settled": round(result.settled, 3),
-        "resumed": None if result.resumed is None else round(result.resumed, 3),
         "hook_seconds": round(result.hook_seconds, 3),
         "steps": [
             {
@@ -111,13 +123,28 @@ def _scenario(result: ScenarioResult) -> dict[str, Any]:
             }
             for step in result.steps
         ],
-        "before": [dict(row) for row in result.before],
-        "after": [dict(row) for row in result.after],
-        "roles": list(result.roles),
+        "roles": dict(result.roles),
+        "balancers": {balancer.name: _balancer(balancer) for balancer in result.balancers},
+    }
+
+
+def _balancer(result: BalancerResult) -> dict[str, Any]:
+    return {
+        "right": result.right,
+        "wrong": list(result.wrong),
+        "owed": list(result.owed),
+        "settled": round(result.settled, 3),
+        "resumed": None if result.resumed is None else round(result.resumed, 3),
+        "before": _state(result.before),
+        "after": _state(result.after),
         "writing": _rounded(asdict(result.writing)),
         "reading": _rounded(asdict(result.reading)),
         "rows": asdict(result.accounts),
     }
+
+
+def _state(state: State) -> dict[str, dict[str, str]]:
+    return {first: dict(zip(state.columns, others, strict=True)) for first, *others in state.rows}
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -199,11 +199,13 @@ class Session:
         return lines[0].strip() if lines else "no message from libpq"
 
 
-def query(host: str, port: int, statement: str, user: str = "postgres", timeout: float = 5.0) -> list[dict[str, Any]]:
+def query(
+    host: str, port: int, statement: str, user: str = "postgres", timeout: float = 5.0, dbname: str = "postgres"
+) -> list[dict[str, Any]]:
     """Run one statement in a session of its own.
 
     :param timeout: seconds for the connect, and again for the statement
     :raises SqlError: as `Session` and `Session.execute`
     """
-    with Session(host, port, user, timeout=timeout) as session:
+    with Session(host, port, user, dbname, timeout) as session:
         return session.execute(statement, timeout)

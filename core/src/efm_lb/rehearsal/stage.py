@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from efm_lb.rehearsal.processes import end_tree
+from efm_lb.rehearsal.processes import end_hooks, end_tree
 from efm_lb.rehearsal.programs import Account, server_account
 
 __all__ = ["ServerError", "Stage", "free_port"]
@@ -139,13 +139,17 @@ class Stage:
         """
         script = self.directory / "stop"
         pids = " ".join(str(process.pid) for process in self._running)
-        # SIGINT is a fast shutdown for PostgreSQL as well as for pgpool. A pid may be somebody else's by then.
+        # SIGINT ends all at once but PgBouncer, which waits for its clients. A pid may be somebody else's by then.
         script.write_text(
             "#!/bin/sh\n"
-            f"for pid in {pids}; do\n"
-            f"    grep -qs '{self.directory}' /proc/$pid/cmdline && kill -INT $pid\n"
-            "done\n"
+            "end() {\n"
+            f"    for pid in {pids}; do\n"
+            f"        grep -qs '{self.directory}' /proc/$pid/cmdline && kill $1 $pid\n"
+            "    done\n"
+            "}\n"
+            "end -INT\n"
             "sleep 2\n"
+            "end -KILL\n"
             f"rm -rf '{self.directory}'\n"
         )
         script.chmod(0o755)
@@ -161,6 +165,7 @@ class Stage:
                     end_tree(process.pid)
                     process.wait()
             self._running.clear()
+            end_hooks(str(self.directory))
             self._tell_keeper("keep")
             shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
