@@ -1,4 +1,4 @@
-"""The two arms: the same calls of EFM's, answered by the bash hooks of today and by efm-lb."""
+"""The two arms: the same calls of EFM's, answered by the hooks of today and by efm-lb."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from efm_lb.rehearsal.balancer import Balancer
 from efm_lb.rehearsal.cluster import PROBE_USER, Cluster
 from efm_lb.rehearsal.hooks import EFM_LB, Hook, hook_environment, probe_passfile
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 
-__all__ = ["bash_hook", "command", "efm_lb_hook"]
+__all__ = ["bash_hook", "command", "efm_lb_hook", "pgbouncer_hook"]
 
 _SCRIPTS = Path(__file__).parent / "hooks"
 
@@ -35,11 +37,18 @@ def bash_hook(cluster: Cluster, pools: Sequence[Pgpool], timeout: float) -> Hook
     return Hook(lambda words: [str(_SCRIPTS / f"{words[0]}.sh"), *words[1:]], environment, timeout)
 
 
+def pgbouncer_hook(pooler: Pgbouncer) -> Hook:
+    """The published recipe for PgBouncer: an edit and a signal on attach, nothing on detach."""
+    environment = {"LB_INI": str(pooler.entries), "LB_PID": str(pooler.process.pid)}
+    attach = str(_SCRIPTS / "pgbouncer-attach.sh")
+    return Hook(lambda words: [attach if words[0] == "attach" else "true", *words[1:]], environment)
+
+
 def efm_lb_hook(
-    cluster: Cluster, pools: Sequence[Pgpool], name: str, extra: Mapping[str, object] | None = None
+    cluster: Cluster, balancers: Sequence[Balancer], name: str, extra: Mapping[str, object] | None = None
 ) -> Hook:
-    """efm-lb for ``pools``, its settings compiled already, as they are on a host that has run one hook before."""
-    env_file = hook_environment(cluster, pools, name, extra)
+    """efm-lb for ``balancers``, its settings compiled already, as they are on a host that has run one hook before."""
+    env_file = hook_environment(cluster, balancers, name, extra)
     hook = Hook(lambda words: [*command(), *words, f"--env-file={env_file}"])
     hook("attach", cluster.nodes[-1].name, "s")
     return hook

@@ -10,7 +10,7 @@ import pytest
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import EFM_LB, Hook, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
-from integration.remote.sshd import Sshd, words
+from efm_lb.rehearsal.sshd import Sshd
 
 
 class Estate:
@@ -23,7 +23,7 @@ class Estate:
         self.cluster = cluster
         self.pooler = pooler
         name = directory.name
-        self.there = hook_environment(cluster, [], f"{name}-there", poolers=[pooler])
+        self.there = hook_environment(cluster, [pooler], f"{name}-there")
         self.sshd = Sshd(directory, self.forced())
         self.extra: dict[str, object] = {
             "EFM_LB_BALANCERS__PGB1__ADAPTER": "pgbouncer",
@@ -33,7 +33,7 @@ class Estate:
 
     def forced(self) -> str:
         """The forced command."""
-        return words([*EFM_LB, "apply", f"--env-file={self.there}"])
+        return " ".join([*EFM_LB, "apply", f"--env-file={self.there}"])
 
     def hook(self, **extra: object) -> Hook:
         env_file = hook_environment(self.cluster, [], self._name, {**self.extra, **extra})

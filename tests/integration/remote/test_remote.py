@@ -15,7 +15,6 @@ from efm_lb.rehearsal.hooks import EFM_LB, Run
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.waiting import wait_until
 from integration.remote.conftest import Estate
-from integration.remote.sshd import run, words
 
 
 def fail_over(estate: Estate) -> str:
@@ -121,7 +120,7 @@ def test_the_key_is_refused(estate: Estate) -> None:
 
 
 def test_the_host_key_has_changed(estate: Estate) -> None:
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", estate.sshd.directory / "other")
+    estate.sshd.make_key("other")
     estate.sshd.know("other")
     failed = attach_standby(estate)
     assert failed.exit_code == 69
@@ -180,7 +179,7 @@ def test_efm_lb_is_not_there(estate: Estate, command: str) -> None:
 
 
 def test_an_older_efm_lb_there_does_not_know_apply(estate: Estate) -> None:
-    estate.sshd.force(words([*EFM_LB, "aply"]))
+    estate.sshd.force(" ".join([*EFM_LB, "aply"]))
     failed = attach_standby(estate)
     assert failed.exit_code == 69
     assert "does not know apply" in line_of(failed)

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from efm_lb.errors import EX_UNAVAILABLE, EfmLbError
 
-__all__ = ["Account", "MissingProgramError", "haproxy", "pgbouncer", "pgpool", "postgres_bindir", "server_account"]
+__all__ = [
+    "Account",
+    "MissingProgramError",
+    "haproxy",
+    "pgbouncer",
+    "pgpool",
+    "postgres_bindir",
+    "server_account",
+    "sshd",
+]
 
 
 class MissingProgramError(EfmLbError):
@@ -66,6 +75,17 @@ def pgbouncer() -> Path:
     found = _server_program("pgbouncer")
     if not found:
         raise MissingProgramError("pgbouncer was not found: install the package pgbouncer")
+    return found
+
+
+def sshd() -> Path:
+    """The program ``sshd``.
+
+    :raises MissingProgramError: OpenSSH's server is not installed
+    """
+    found = _server_program("sshd")
+    if not found:
+        raise MissingProgramError("sshd was not found: install the package openssh-server")
     return found
 
 

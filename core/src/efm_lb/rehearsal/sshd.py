@@ -1,4 +1,4 @@
-"""A real sshd on loopback, for accounts of this process' own user."""
+"""A real sshd on loopback that lets this process' own account in: another host, as far as ssh goes."""
 
 from __future__ import annotations
 
@@ -8,40 +8,55 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
+from efm_lb.rehearsal import programs
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
-from efm_lb.rehearsal.stage import free_port
+from efm_lb.rehearsal.stage import ServerError, free_port
 
 __all__ = ["Sshd"]
+
+_HOST = "127.0.0.1"
 
 
 class Sshd:
     """sshd, one key that may log in, and an ``ssh`` that knows both, first in `path`.
 
-    :param directory: for everything
+    :param directory: for everything; nobody else may enter it from then on
     :param command: what the key may run, as the forced command; empty for anything
+    :raises MissingProgramError: sshd is not installed
+    :raises ServerError: it did not start
     :ivar destination: for HOST_SSH
-    :ivar path: a PATH by which a hook finds the ssh that uses the key
     """
 
     def __init__(self, directory: Path, command: str) -> None:
         self.directory = directory
         directory.chmod(0o700)
-        self.port = free_port("127.0.0.1")
-        self.destination = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
+        self._program = programs.sshd()
+        self.port = free_port(_HOST)
+        self.destination = f"ssh://{getpass.getuser()}@{_HOST}:{self.port}"
         for name in ("host_key", "id"):
-            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name)
+            self.make_key(name)
         self.force(command)
         self.know()
         self._ssh()
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
 
+    def __enter__(self) -> Sshd:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
     @property
     def path(self) -> str:
+        """A PATH by which a hook finds the ssh that uses the key."""
         return f"{self.directory / 'bin'}:{BARE_ENVIRONMENT['PATH']}"
 
     def force(self, command: str) -> None:
@@ -50,6 +65,11 @@ class Sshd:
         quoted = command.replace('"', '\\"')
         (self.directory / "authorized_keys").write_text(f'restrict,command="{quoted}" {key}' if command else key)
 
+    def make_key(self, name: str) -> None:
+        """Make a key pair in `directory`."""
+        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.directory / name)]
+        subprocess.run(argv, check=True, capture_output=True, timeout=20)
+
     def refuse(self) -> None:
         """The key may log in no more."""
         (self.directory / "authorized_keys").write_text("")
@@ -57,12 +77,13 @@ class Sshd:
     def know(self, key: str = "host_key") -> None:
         """Make the client expect this host key."""
         kind, public = (self.directory / f"{key}.pub").read_text().split()[:2]
-        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {public}\n")
+        (self.directory / "known_hosts").write_text(f"[{_HOST}]:{self.port} {kind} {public}\n")
 
     def start(self) -> None:
+        """Start it and wait until it listens; raises as the constructor."""
         settings = {
             "Port": self.port,
-            "ListenAddress": "127.0.0.1",
+            "ListenAddress": _HOST,
             "HostKey": self.directory / "host_key",
             "PidFile": "none",
             "AuthorizedKeysFile": self.directory / "authorized_keys",
@@ -75,23 +96,21 @@ class Sshd:
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        server = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
-        assert server, "sshd is missing: apt-get install openssh-server"
-        self._server = subprocess.Popen(
-            [server, "-D", "-f", config, "-E", self.directory / "sshd.log"], start_new_session=True
-        )
+        argv: list[str | Path] = [self._program, "-D", "-f", config, "-E", self.directory / "sshd.log"]
+        self._server = subprocess.Popen(argv, start_new_session=True)
         deadline = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection((_HOST, self.port), timeout=1).close()
                 return
             except OSError:
                 if time.monotonic() > deadline or self._server.poll() is not None:
-                    raise AssertionError(self.log()) from None
+                    self.stop()
+                    raise ServerError(f"sshd did not start; its log ends with:\n{self.log_tail()}") from None
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """End sshd and the shared connection that a hook has left."""
+        """End it. What logged in before goes on, as with any sshd."""
         if self._server:
             self._server.terminate()
             self._server.wait(10)
@@ -100,11 +119,15 @@ class Sshd:
     @contextmanager
     def silent(self) -> Iterator[str]:
         """A destination that takes connections and says nothing."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            yield f"ssh://{getpass.getuser()}@127.0.0.1:{listener.getsockname()[1]}"
+        with socket.create_server((_HOST, 0)) as listener:
+            yield f"ssh://{getpass.getuser()}@{_HOST}:{listener.getsockname()[1]}"
 
-    def log(self) -> str:
-        return (self.directory / "sshd.log").read_text()
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        try:
+            return "\n".join((self.directory / "sshd.log").read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
 
     def _ssh(self) -> None:
         config = self.directory / "ssh_config"
@@ -116,17 +139,9 @@ class Sshd:
         }
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
         real = shutil.which("ssh")
-        assert real, "ssh is missing: apt-get install openssh-client"
+        if not real:
+            raise programs.MissingProgramError("ssh was not found: install the package openssh-client")
         (self.directory / "bin").mkdir()
         wrapper = self.directory / "bin" / "ssh"
         wrapper.write_text(f'#!/bin/sh\nexec {real} -F {config} "$@"\n')
         wrapper.chmod(0o755)
-
-
-def run(*argv: str | Path, timeout: float = 20) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
-
-
-def words(argv: Sequence[str | Path]) -> str:
-    """A command line for a forced command; nothing in it needs quotes."""
-    return " ".join(map(str, argv))
