@@ -46,9 +46,8 @@ class Efm:
 
     :ivar failed: the crashed primary, until it has rejoined
     :ivar stopped: the stopped standby, until it has started
-    :ivar untold: nodes that are down and were never called about
-    :ivar lost: the calls that were never made, as words for the hook; see `make_up`
-    :ivar repairable: a detach was made in this scenario, and the hook may look again after it
+    :ivar untold: nodes that went down, or came up as standbys, and were not called about: nobody can know
+    :ivar lost: the attaches that were not made, as words for the hook; see `make_up`
     :ivar orphaned: when a crashed primary was last replaced, by ``time.monotonic()``: rows acknowledged
         before may have died with it
     :ivar promoted: when a standby was last seen out of recovery, by ``time.monotonic()``
@@ -67,7 +66,6 @@ class Efm:
         self.stopped: Server | None = None
         self.untold: set[Server] = set()
         self.lost: list[tuple[str, ...]] = []
-        self.repairable = False
         self.orphaned: float | None = None
         self.promoted: float | None = None
         self._hooks = hooks
@@ -97,7 +95,6 @@ class Efm:
         """
         self._steps = []
         self.lost = []
-        self.repairable = False
         {
             Scenario.CONSISTENT: self._consistent,
             Scenario.SWITCHOVER: self._switchover,
@@ -117,6 +114,7 @@ class Efm:
         for words in self.lost:
             self._hook_step(words, self._hooks[:1], remark="by hand")
         self.lost = []
+        self.untold.clear()
         return self._steps
 
     def _consistent(self) -> None:
@@ -198,16 +196,16 @@ class Efm:
         self._call("attach", new, "p")
 
     def _call(self, kind: str, node: Server, letter: str) -> None:
-        if kind == "attach":
-            self.untold.discard(node)
-        elif self._order is Order.MISSING_DETACH:
+        self.untold.discard(node)
+        words = (kind, node.name) if self._order is Order.MISSING_TYPE else (kind, node.name, letter)
+        if kind == "detach" and self._order is Order.MISSING_DETACH:
             self.untold.add(node)
             return
-        words = (kind, node.name) if self._order is Order.MISSING_TYPE else (kind, node.name, letter)
         if kind == "attach" and self._order is Order.MISSING_ATTACH:
             self.lost.append(words)
+            if letter == "s":
+                self.untold.add(node)
             return
-        self.repairable = self.repairable or kind == "detach"
         if self._order is Order.TWO_HOSTS:
             self._hook_step(words, self._hooks)
             return

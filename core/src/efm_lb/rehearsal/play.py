@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from efm_lb.rehearsal.balancer import Balancer, State
 from efm_lb.rehearsal.clients import Clients
-from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.cluster import Cluster, Server
 from efm_lb.rehearsal.efm import Efm, Step
 from efm_lb.rehearsal.hooks import Hook, check, efm_lb_hook, hook_environment
 from efm_lb.rehearsal.kinds import Kind
@@ -78,12 +78,13 @@ class Play:
         before = [front.balancer.state() for front in self.fronts]
         started = time.monotonic()
         steps = self.efm.play(scenario)
-        # Without a detach the hook has nothing to look again for: only a call repairs what a lost call has left.
-        judged = self._judge(self._patience if self.efm.repairable or not self.efm.lost else 0.0)
-        owed = [tuple(each.wrong) if self.efm.lost else () for each in judged]
-        if any(owed):
+        judged = self._judge(self._patience, self.efm.untold)
+        owed: list[tuple[str, ...]] = [()] * len(judged)
+        if self.efm.lost:
+            owed = [tuple(each.wrong) for each in self._judge(0.0)]
             steps += self.efm.make_up()
-            judged = self._judge(self._patience)
+            wrong = [each.wrong for each in self._judge(self._patience)]
+            judged = [each._replace(wrong=still) for each, still in zip(judged, wrong, strict=True)]
         for front in self.fronts:
             front.clients.writer.wait_success(timeout=2)
         time.sleep(_AFTERWARDS)
@@ -109,11 +110,11 @@ class Play:
                 yield needed
             yield scenario
 
-    def _judge(self, patience: float) -> list[_Judged]:
+    def _judge(self, patience: float, excused: Collection[Server] = ()) -> list[_Judged]:
         """Look at all balancers at once until each is right, or the time is over."""
 
         def judge(front: Front) -> _Judged:
-            return _Judged(*wait_right(self.cluster, front.balancer, self.efm.untold, patience))
+            return _Judged(*wait_right(self.cluster, front.balancer, excused, patience))
 
         with ThreadPoolExecutor(len(self.fronts)) as threads:
             return list(threads.map(judge, self.fronts))

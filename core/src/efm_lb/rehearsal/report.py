@@ -142,10 +142,10 @@ class Report:
             self._line(f"{name}: {rows} rows died with the old primary: replication is asynchronous")
         if not balancer.writing.recovered:
             self._line(f"{name}: [bold red]the writer has not recovered[/]")
-        if balancer.settled >= _AT_ONCE and not balancer.wrong:
+        if balancer.settled >= _AT_ONCE and not balancer.wrong and not balancer.owed:
             self._line(f"{name}: right {balancer.settled:.1f} s after the last hook had ended")
         for owed in balancer.owed:
-            self._line(f"{name}: [yellow]OWED[/], until the lost calls were made by hand: {escape(owed)}")
+            self._line(f"{name}: [yellow]OWED[/] until the lost call was made by hand: {escape(owed)}")
         for wrong in balancer.wrong:
             self._line(f"{name}: [bold red]WRONG[/]: {escape(wrong)}")
         if balancer.accounts.lost or balancer.accounts.doubled:

@@ -22,7 +22,7 @@ class BalancerResult:
     :param after: what it showed once it was over
     :param wrong: what was wrong at the end, one line each; empty when it was right
     :param owed: what was wrong for want of a call that was lost, until that was made by hand
-    :param settled: seconds from the end of the last step until it was right
+    :param settled: seconds from the end of EFM's last step until it was right
     :param resumed: seconds from the promotion to the first write, None when nothing was promoted
     :param writing: what the writer saw
     :param reading: what the readers saw together

@@ -21,7 +21,7 @@ def faults(cluster: Cluster, balancer: Balancer, excused: Collection[Server] = (
     Right is: writes arrive at the real primary, every standby that is up serves reads,
     no node that is down is in rotation.
 
-    :param excused: nodes that are down, and may be in rotation because nobody was told
+    :param excused: nodes about which nobody was told: one that is down may be in rotation, a standby may be out of it
     """
     wrong = misbeliefs(cluster, balancer, excused)
     if wrong:
@@ -49,7 +49,8 @@ def misbeliefs(cluster: Cluster, balancer: Balancer, excused: Collection[Server]
             if (believed.writes or believed.reads) and node not in excused:
                 wrong.append(f"{node.name} is down, but {seen}")
         elif not (believed.writes or believed.reads):
-            wrong.append(f"{node.name} is up, but {seen}")
+            if not (in_recovery and node in excused):
+                wrong.append(f"{node.name} is up, but {seen}")
         elif in_recovery and (believed.writes or not believed.reads):
             wrong.append(f"{node.name} is a standby, but {seen}")
         elif not in_recovery and not believed.writes:
