@@ -43,7 +43,7 @@ def play(
 ) -> list[ScenarioResult]:
     with ExitStack() as stack:
         fronts = [
-            Front(each, stack.enter_context(Clients(each.writing, each.reading, readers=2, number=number)))
+            Front(each, stack.enter_context(Clients(each.writing, each.reading, readers=2, number=number, retry=0.05)))
             for number, each in enumerate(balancers, start=1)
         ]
         played = Play(cluster, fronts, hooks, order, patience=patience)

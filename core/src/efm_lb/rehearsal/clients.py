@@ -17,7 +17,7 @@ from efm_lb.rehearsal.cluster import TABLE, Server
 __all__ = ["Accounts", "Clients", "Experience", "Reader", "Writer"]
 
 PAUSE = 0.005
-"""Seconds between two statements of a writer, and before a reconnect."""
+"""Seconds between two statements of a writer, and by default before another try after a refused session."""
 READ_PAUSE = 0.02
 GAP = 0.1
 """Seconds without a success that count as an outage."""
@@ -56,10 +56,12 @@ class Experience:
 class _Client(threading.Thread):
     """A session through the balancer, made again whenever it is cut."""
 
-    def __init__(self, name: str, entrance: Entrance, pause: float) -> None:
+    def __init__(self, name: str, entrance: Entrance, pause: float, retry: float) -> None:
         super().__init__(name=name, daemon=True)
         self._entrance = entrance
         self._pause = pause
+        self._retry = retry
+        self._is_refused = False
         self._over = threading.Event()
         self._successes: list[float] = []
         self._troubles: list[_Trouble] = []
@@ -68,13 +70,17 @@ class _Client(threading.Thread):
         session: sql.Session | None = None
         while not self._over.is_set():
             session = self._step(session)
-            self._over.wait(self._pause)
+            self._over.wait(self._retry if self._is_refused else self._pause)
         if session:
             session.close()
 
+    def leave(self) -> None:
+        """Stop after the current statement."""
+        self._over.set()
+
     def end(self) -> None:
         """Stop after the current statement and wait for it."""
-        self._over.set()
+        self.leave()
         self.join(self._entrance.login_patience + self._entrance.patience + 1)
 
     def wait_success(self, timeout: float = 10.0) -> bool:
@@ -111,9 +117,11 @@ class _Client(threading.Thread):
         )
 
     def _step(self, session: sql.Session | None) -> sql.Session | None:
+        self._is_refused = False
         try:
             session = session or self._log_in()
         except sql.SqlError as error:
+            self._is_refused = True
             self._note("refused", error)
             return None
         try:
@@ -138,8 +146,8 @@ class _Client(threading.Thread):
 class Writer(_Client):
     """Inserts an increasing number every 5 ms; a number whose insert was not acknowledged is not tried again."""
 
-    def __init__(self, entrance: Entrance, number: int = 1) -> None:
-        super().__init__(f"writer {number}", entrance, PAUSE)
+    def __init__(self, entrance: Entrance, number: int = 1, retry: float = PAUSE) -> None:
+        super().__init__(f"writer {number}", entrance, PAUSE, retry)
         self.number = number
         self.acknowledged: dict[int, float] = {}
         """When each acknowledged row was acknowledged."""
@@ -154,8 +162,8 @@ class Writer(_Client):
 class Reader(_Client):
     """Reads every 20 ms, in one session for as long as that lives, or in a new session each time."""
 
-    def __init__(self, entrance: Entrance, number: int, new_sessions: bool = False) -> None:
-        super().__init__(f"reader {number}", entrance, READ_PAUSE)
+    def __init__(self, entrance: Entrance, number: int, new_sessions: bool, retry: float) -> None:
+        super().__init__(f"reader {number}", entrance, READ_PAUSE, retry)
         self._new_sessions = new_sessions
 
     def _work(self, session: sql.Session) -> None:
@@ -189,11 +197,14 @@ class Clients:
     """The clients of one balancer: a writer and some readers, half of them with a new session for each read.
 
     :param number: of the writer, another one for each balancer of a cluster
+    :param retry: seconds that each waits after a refused session before it tries again
     """
 
-    def __init__(self, writing: Entrance, reading: Entrance, readers: int = 4, number: int = 1) -> None:
-        self.writer = Writer(writing, number)
-        self.readers = [Reader(reading, each, new_sessions=each % 2 == 1) for each in range(readers)]
+    def __init__(
+        self, writing: Entrance, reading: Entrance, readers: int = 4, number: int = 1, retry: float = PAUSE
+    ) -> None:
+        self.writer = Writer(writing, number, retry)
+        self.readers = [Reader(reading, each, new_sessions=each % 2 == 1, retry=retry) for each in range(readers)]
 
     def __enter__(self) -> Clients:
         self.start()
@@ -202,7 +213,11 @@ class Clients:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
+        if kind:
+            # Somebody wants to leave now, and a statement may be held for long.
+            self.leave()
+        else:
+            self.end()
 
     def start(self) -> None:
         """Start them and wait until each has succeeded once."""
@@ -211,8 +226,14 @@ class Clients:
         for client in (self.writer, *self.readers):
             client.wait_success()
 
+    def leave(self) -> None:
+        """Tell them to stop."""
+        for client in (self.writer, *self.readers):
+            client.leave()
+
     def end(self) -> None:
-        """Stop them."""
+        """Stop them, and wait for their statements."""
+        self.leave()
         for client in (self.writer, *self.readers):
             client.end()
 

@@ -27,6 +27,8 @@ _QUIET = 1.2
 """Seconds from one scenario to the next: pgpool rests for one after each change, and nodes do not fail that fast."""
 _READERS = {1: 4, 2: 2, 3: 2}
 """Readers of each balancer by the number of balancers: a small machine has other things to do."""
+_RETRY = 0.05
+"""Seconds before a client tries again: refusing some that try every few milliseconds is all that pgpool then does."""
 
 
 class Front(NamedTuple):
@@ -160,6 +162,6 @@ def open_play(
             check(env_file)
         fronts = []
         for number, balancer in enumerate(balancers, start=1):
-            clients = Clients(balancer.writing, balancer.reading, _READERS[len(balancers)], number)
+            clients = Clients(balancer.writing, balancer.reading, _READERS[len(balancers)], number, _RETRY)
             fronts.append(Front(balancer, everything.enter_context(clients)))
         yield Play(cluster, fronts, [efm_lb_hook(env_file) for env_file in env_files], order, watch)
