@@ -1,4 +1,4 @@
-# make demo    watch efm-lb keep a real pgpool right through a switchover and a failover
+# make demo    watch efm-lb keep pgpool, HAProxy and PgBouncer right through a switchover and a failover
 # make test    prove it: every test, with the real servers
 # make check   types, lint, format, architecture
 # make bench   efm-lb and the bash hooks side by side on one cluster
