@@ -215,6 +215,13 @@ class Server:
             return bool(rows)
         return False
 
+    def received(self) -> int:
+        """How much WAL it has received from its primary: a position, in bytes.
+
+        :raises sql.SqlError: it does not answer
+        """
+        return int(self.query("select (pg_last_wal_receive_lsn() - '0/0')::bigint as bytes")[0]["bytes"] or 0)
+
     def seed(self, source: Path) -> None:
         """Give the server, which is down, a fresh copy of ``source`` as its data directory."""
         self._remove()

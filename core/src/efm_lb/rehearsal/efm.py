@@ -12,6 +12,7 @@ from efm_lb.rehearsal.cluster import Cluster, Server
 from efm_lb.rehearsal.hooks import Hook, Run
 from efm_lb.rehearsal.scenarios import Order, Scenario
 from efm_lb.rehearsal.stage import ServerError
+from efm_lb.rehearsal.waiting import wait_until
 
 __all__ = ["Efm", "Step"]
 
@@ -132,7 +133,7 @@ class Efm:
         self._call("attach", old, "s")
 
     def _failover(self) -> None:
-        old, new, others = self._parts()
+        old = self.cluster.primary
         with self._action(f"{old.name}, the primary, crashes"):
             old.kill()
         self.failed = old
@@ -142,6 +143,9 @@ class Efm:
                 time.sleep(self._deliberation)
         # Nobody but the crashed primary can have acknowledged a row up to now, and clients hear late.
         self.orphaned = time.monotonic()
+        # As EFM does: one that has less of the old primary's WAL could not lead the others.
+        wait_until(lambda: not any(node.is_streaming() for node in self.cluster.standbys), timeout=2)
+        new, *others = sorted(self.cluster.standbys, key=lambda node: -node.received())
         self._take_over(new, others)
 
     def _rejoin(self) -> None:
