@@ -192,6 +192,8 @@ class Connection:
                 status = pg.PQresultStatus(result)
                 if status in (libpq.PGRES_TUPLES_OK, libpq.PGRES_COMMAND_OK):
                     reply = Reply(self._rows(result), pg.PQcmdStatus(result).decode("utf-8", "replace"))
+                elif status in libpq.PGRES_COPIES:
+                    raise ConnectionFailed("sends or wants data that nobody asked for", reached=True)
                 else:
                     words = self._words()
                     failed = StatementFailed(_detail(words), words)

@@ -17,6 +17,7 @@ __all__ = [
     "CONNECTION_BAD",
     "CONNECTION_STARTED",
     "PGRES_COMMAND_OK",
+    "PGRES_COPIES",
     "PGRES_TUPLES_OK",
     "POLLING_FAILED",
     "POLLING_OK",
@@ -35,6 +36,8 @@ POLLING_READING = 1
 POLLING_OK = 3
 PGRES_COMMAND_OK = 1
 PGRES_TUPLES_OK = 2
+PGRES_COPIES = (3, 4, 8)
+"""COPY_OUT, COPY_IN and COPY_BOTH: PQgetResult gives them again and again until the data is taken."""
 VERBOSE = 2
 """PQERRORS_VERBOSE: the only way to see the SQLSTATE of a refused connection."""
 

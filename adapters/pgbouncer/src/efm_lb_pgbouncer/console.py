@@ -13,6 +13,10 @@ __all__ = ["Console", "Database", "Interrupted", "Refused", "Server", "Session",
 _NO_RETRY = ("connection option", "connection string", "connection info string", "invalid port number")
 """What libpq says of an ADMIN that is no connection string."""
 _LOGIN_REFUSED = ("28000", "28P01")
+_REFUSALS = ("not allowed", "no such user", "authentication failed", "auth failed", "login rejected", "SSL required")
+"""What PgBouncer says when it lets nobody in; most of it has the SQLSTATE of a protocol violation."""
+_NO_POSTGRESQL = ("expected authentication request", "invalid response to SSL negotiation")
+"""What libpq says of a server that speaks another protocol."""
 
 
 class Interrupted(TemporaryError):
@@ -70,7 +74,7 @@ class Console:
 
         :param limit: by ``time.monotonic()``
         :raises Interrupted: no answer
-        :raises PermanentError: the login is refused, or ADMIN is no connection string
+        :raises PermanentError: the login is refused, or ADMIN is no connection string, or leads to another service
         """
         keywords = {"dbname": "pgbouncer"}
         if self.passfile:
@@ -80,6 +84,10 @@ class Console:
         except ConnectionFailed as failure:
             if any(words in failure.words for words in _NO_RETRY):
                 raise PermanentError(f"ADMIN {self} is no connection string: {failure}") from None
+            if any(words in failure.words for words in _NO_POSTGRESQL):
+                raise PermanentError(f"ADMIN {self} is no PgBouncer: {failure}") from None
+            if failure.needs_password:
+                raise PermanentError(f"{self} wants a password: {failure}; PASSFILE must have a line for it") from None
             if _is_refusal(failure):
                 raise PermanentError(f"{self} refuses the login: {failure}; the user must be in admin_users") from None
             raise Interrupted(f"{self}: {failure}") from None
@@ -113,7 +121,7 @@ class Session:
         found = {}
         for row in self._rows("SHOW DATABASES", limit):
             host = row["host"]
-            location = Location(tuple(host.split(",")) if host else (), int(row["port"] or 0))
+            location = Location(tuple(host.split(",")) if host else (), row.number("port"))
             found[row["name"] or ""] = Database(
                 location, row["paused"] == "1", row["disabled"] == "1", row["pool_mode"] or ""
             )
@@ -122,7 +130,7 @@ class Session:
     def servers(self, limit: float) -> list[Server]:
         """SHOW SERVERS."""
         return [
-            Server(row["database"] or "", row["addr"] or "", int(row["port"] or 0), row["close_needed"] == "1")
+            Server(row["database"] or "", row["addr"] or "", row.number("port"), row["close_needed"] == "1")
             for row in self._rows("SHOW SERVERS", limit)
         ]
 
@@ -145,7 +153,7 @@ class Session:
 
     def _rows(self, statement: str, limit: float) -> tuple[_Row, ...]:
         try:
-            return tuple(_Row(row, statement) for row in self._ask(statement, limit).rows)
+            return tuple(_Row(row, f"{self.console}: {statement}") for row in self._ask(statement, limit).rows)
         except Refused as refusal:
             raise PermanentError(f"{self.console}: {statement}: {refusal}") from None
 
@@ -164,14 +172,23 @@ class Session:
 
 
 class _Row(dict[str, "str | None"]):
-    """A row that says which column it lacks."""
+    """A row that says what is wrong with it.
 
-    def __init__(self, values: dict[str, str | None], statement: str) -> None:
+    :param where: which console answered it to which statement
+    """
+
+    def __init__(self, values: dict[str, str | None], where: str) -> None:
         super().__init__(values)
-        self._statement = statement
+        self._where = where
+
+    def number(self, name: str) -> int:
+        text = self[name] or "0"
+        if not (text.isascii() and text.isdigit()):
+            raise PermanentError(f"{self._where}: {name} is {text!r}, which is no number")
+        return int(text)
 
     def __missing__(self, name: str) -> str | None:
-        raise PermanentError(f"{self._statement} has no column {name}: is this PgBouncer 1.9 or newer?")
+        raise PermanentError(f"{self._where} has no column {name}: is this PgBouncer 1.9 or newer?")
 
 
 def quoted(name: str) -> str:
@@ -181,12 +198,7 @@ def quoted(name: str) -> str:
 
 def _is_refusal(failure: ConnectionFailed) -> bool:
     said = str(failure)
-    return (
-        failure.needs_password
-        or any(state in _LOGIN_REFUSED for state in failure.sqlstates)
-        or said.endswith("not allowed")
-        or any(words in said for words in ("no such user", "password authentication failed", "SSL required", "auth"))
-    )
+    return any(state in _LOGIN_REFUSED for state in failure.sqlstates) or any(words in said for words in _REFUSALS)
 
 
 def _words(failure: StatementFailed) -> str:

@@ -195,32 +195,50 @@ def _write(event: Event, pooler: Pooler) -> tuple[Targets, list[str]]:
     raise AssertionError("unreachable")
 
 
+class _Told:
+    """What one process was told, also in sessions that broke.
+
+    :ivar did: in words, for a person
+    :ivar begun: something was told that only the last RELOAD ends
+    """
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.begun = False
+
+    def add(self, words: str) -> None:
+        if words not in self.did:
+            self.did.append(words)
+
+    def but(self, error: Exception) -> str:
+        return f"{', '.join(self.did)}, but {error}" if self.did else str(error)
+
+
 def _settler(
     console: Console, session: Session | None, pooler: Pooler, wanted: Targets, limit: float
 ) -> Callable[[], list[str]]:
     """The work on one process: done again from its beginning while the process restarts."""
 
     def settle() -> list[str]:
-        did: list[str] = []
+        told = _Told()
         current = session
         while True:
             try:
                 if current is None:
                     current = console.session(limit)
-                _settle(current, pooler, wanted, limit, did)
-                return did
+                _settle(current, pooler, wanted, limit, told)
+                return told.did
             except Interrupted as error:
                 if current:
                     current.close()
                     current = None
                 if monotonic() + _RETRY_PAUSE >= limit:
-                    done = f"{', '.join(did)}, but " if did else ""
-                    raise TemporaryError(f"{done}{error}") from None
+                    raise TemporaryError(told.but(error)) from None
                 sleep(_RETRY_PAUSE)
             except (TemporaryError, PermanentError) as error:
-                if did:
-                    raise type(error)(f"{', '.join(did)}, but {error}") from None
-                raise
+                if current and told.begun:
+                    _take_back(current, limit)
+                raise type(error)(told.but(error)) from None
             finally:
                 if current and current is not session:
                     current.close()
@@ -229,23 +247,24 @@ def _settler(
     return settle
 
 
-def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, did: list[str]) -> None:
+def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, told: _Told) -> None:
     databases = session.databases(limit)
     writer = wanted.writer
-    reloaded = bool(wrong(databases, wanted))
-    if reloaded:
+    if told.begun or wrong(databases, wanted):
+        told.begun = True
         databases = _reload(session, pooler, wanted, limit)
-        did.append("RELOAD")
+        told.add("RELOAD")
     paused = [name for name in pooler.write if databases[name].paused] if writer else []
-    if reloaded or paused:
+    if told.begun or paused:
+        told.begun = True
         _tell(session, "SET server_login_retry = 0", limit)
     for name in paused:
         _resume(session, name, limit)
-        did.append(f"RESUME {name}")
-    ended = _end_leftovers(session, pooler, wanted, limit) if writer else ""
-    if ended:
-        did.append(ended)
-    if not (reloaded or paused or ended):
+        told.add(f"RESUME {name}")
+    if writer and (ended := _end_leftovers(session, pooler, wanted, limit)):
+        told.begun = True
+        told.add(ended)
+    if not told.begun:
         return
     _until_connected(session, [*wanted.locations], limit)
     _tell(session, "RELOAD", limit)
@@ -254,6 +273,14 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, did
         raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
     if writer and (again := [name for name in pooler.write if databases[name].paused]):
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
+
+
+def _take_back(session: Session, limit: float) -> None:
+    """Give server_login_retry the file's value again; what went wrong before is what is told."""
+    try:
+        session.command("RELOAD", limit)
+    except (Refused, TemporaryError, PermanentError):
+        return
 
 
 def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> dict[str, Database]:

@@ -135,8 +135,8 @@ class _Watched:
         """Whether they were paused and are no more."""
         try:
             paused = self.look(limit)
-        except (TemporaryError, PermanentError):
-            return False  # a PgBouncer that restarts is not paused; it will say so itself
+        except Exception:  # this process is the last that lets anybody go: nothing but success may end it
+            return False
         self.seen = self.seen or bool(paused)
         return self.seen and not paused
 
@@ -150,7 +150,7 @@ class _Watched:
                 except Refused:
                     continue
             return not self.look(limit)
-        except (TemporaryError, PermanentError):
+        except Exception:
             return False
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from os import kill
 from time import monotonic
 
-from efm_lb import Detach, Outcome, Role, TemporaryError
+from efm_lb import Detach, Outcome, PermanentError, Role, TemporaryError
 from efm_lb_pgbouncer.console import Database, Interrupted, Refused, Session, quoted
 from efm_lb_pgbouncer.drive import in_parallel
 from efm_lb_pgbouncer.guard import start
@@ -46,7 +46,7 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         pid = start(pooler.consoles, names, pooler.hold, limit)
         try:
             _pause(event, sessions, names, limit)
-        except TemporaryError:
+        except (TemporaryError, PermanentError):
             # It lets go as well, and then watches no longer: a PAUSE that comes after this is somebody else's.
             kill(pid, SIGTERM)
             raise
@@ -92,7 +92,7 @@ def _pause(event: Detach, sessions: list[Session], names: list[str], limit: floa
                     _let_go(other, name)
             finally:
                 other.close()
-        except TemporaryError:
+        except (TemporaryError, PermanentError):
             failed.append(f"{session.console} could not be told to RESUME: it will be, in time")
     raise TemporaryError("; ".join(failed))
 
@@ -103,7 +103,9 @@ def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -
             tag = session.command(f"PAUSE {quoted(name)}", limit, patience=max(0.0, limit - monotonic()))
         except Refused as refusal:
             raise TemporaryError(f"{session.console}: PAUSE {name}: {refusal}") from None
-        except Interrupted:
+        except Interrupted as broken:
+            if monotonic() < limit:
+                raise TemporaryError(f"not held: {broken}") from None
             raise TemporaryError(
                 f"not held: transactions of {name} did not end in time, so its clients were let go again"
             ) from None

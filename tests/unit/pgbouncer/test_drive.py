@@ -1,0 +1,425 @@
+"""Whatever a console answers: the file stays whole, clients are let go, and the reason is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb_pgbouncer import adapter
+from unit.pgbouncer.fake_console import (
+    ENTRIES,
+    NODES,
+    READY,
+    RETRY,
+    FakeConsole,
+    balancer,
+    close,
+    cut,
+    failure,
+    hang,
+    message,
+    raw,
+    refuse,
+    reordered,
+    texts,
+    truth,
+    with_value,
+    without,
+)
+
+HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
+PROMOTE = Promote(NODES[1], truth("sPs"))
+DETACH = Detach(NODES[2], truth("Pss"))
+MOVED = ENTRIES.replace("host=10.0.0.1", "host=10.0.0.2").replace("10.0.0.2,10.0.0.3", "10.0.0.3")
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "databases.ini"
+    path.write_text(ENTRIES)
+    return path
+
+
+@pytest.fixture
+def fake(config):
+    with FakeConsole(config) as fake:
+        yield fake
+
+
+def send(fake, event, seconds=5.0, **settings):
+    return HOOKS[type(event)](event, balancer(fake, **settings), time.monotonic() + seconds)
+
+
+def hold(fake, seconds=5.0, **settings):
+    event = Detach(NODES[0], truth("Pss"))
+    return adapter.efm_lb_hold(event, balancer(fake, hold=1, **settings), time.monotonic() + seconds)
+
+
+def moved(fake):
+    return fake.config.read_text() != ENTRIES and fake.places["app"] == ("10.0.0.2", "5444")
+
+
+def test_a_promotion(fake):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    outcome = send(fake, PROMOTE)
+    assert outcome.result is Result.CHANGED
+    assert moved(fake)
+    assert fake.sent == ["RELOAD", "SET server_login_retry = 0", 'KILL "app"', 'RESUME "app"', "RELOAD"]
+    assert send(fake, PROMOTE).result is Result.UNCHANGED
+
+
+def test_columns_that_moved_and_new_ones(fake):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead = {f"SHOW {what}": [reordered] * 9 for what in ("DATABASES", "SERVERS", "POOLS", "CONFIG", "VERSION")}
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert moved(fake)
+
+
+LACKING = [
+    *(("DATABASES", column) for column in ("name", "host", "port", "paused", "disabled", "pool_mode")),
+    *(("SERVERS", column) for column in ("database", "addr", "port", "close_needed")),
+    *(("POOLS", column) for column in ("database", "cl_waiting", "sv_idle")),
+]
+
+
+@pytest.mark.parametrize(("what", "column"), LACKING)
+def test_a_column_that_is_not_there(fake, what, column):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[f"SHOW {what}"] = [without(column)] * 9
+    with pytest.raises(PermanentError, match=f"port={fake.port} .*: SHOW {what} has no column {column}: is this PgB"):
+        send(fake, PROMOTE)
+    assert fake.config.read_text() == MOVED
+    assert fake.retry == RETRY, "what was only for the moment is taken back"
+    assert fake.paused == set()
+    fake.instead.clear()
+    send(fake, PROMOTE)
+    assert moved(fake)
+
+
+@pytest.mark.parametrize(
+    ("what", "column", "value"),
+    [("DATABASES", "port", "x"), ("DATABASES", "port", "5432,5433"), ("SERVERS", "port", "x")],
+)
+def test_a_text_where_a_number_belongs(fake, what, column, value):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[f"SHOW {what}"] = [with_value(column, value)] * 9
+    with pytest.raises(PermanentError, match=f"SHOW {what}: {column} is {value!r}, which is no number"):
+        send(fake, PROMOTE)
+    assert fake.config.read_text() == MOVED
+    assert fake.retry == RETRY
+
+
+@pytest.mark.parametrize("column", ["name", "host", "port", "pool_mode", "paused", "disabled"])
+def test_nulls(fake, column):
+    fake.instead["SHOW DATABASES"] = [with_value(column, None)]
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert moved(fake)
+
+
+@pytest.mark.parametrize("what", ["DATABASES", "SERVERS", "POOLS"])
+@pytest.mark.parametrize("size", [0, 1, 4, 5, 30, 150, 250, 400])
+def test_an_answer_that_is_cut_off_is_asked_for_anew(fake, what, size):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[f"SHOW {what}"] = [cut(size)]
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert moved(fake)
+    assert fake.retry == RETRY
+    assert fake.sent[-1] == "RELOAD"
+
+
+def test_an_answer_that_is_always_cut_off(fake):
+    fake.instead["SHOW DATABASES"] = [cut(30)] * 999
+    started = time.monotonic()
+    with pytest.raises(TemporaryError, match=f"app -> 10.0.0.2:5444.*but .*port={fake.port} .*: SHOW DATABASES: "):
+        send(fake, PROMOTE, seconds=1)
+    assert time.monotonic() - started < 1
+    assert fake.config.read_text() == MOVED
+    assert fake.sent == []
+
+
+@pytest.mark.parametrize(
+    "command", ["RELOAD", "SET server_login_retry = 0", 'KILL "app"', 'RESUME "app"', "SHOW SERVERS", "SHOW POOLS"]
+)
+@pytest.mark.parametrize("act", [close, cut(3)])
+def test_a_connection_that_breaks_in_the_middle(fake, command, act):
+    """The command was carried out: nothing is left as it was only for the moment."""
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[command] = [act]
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert moved(fake)
+    assert fake.retry == RETRY
+    assert fake.paused == set()
+
+
+@pytest.mark.parametrize("command", ["RELOAD", "SET server_login_retry = 0", "SHOW SERVERS", "SHOW POOLS"])
+def test_a_command_that_hangs_costs_the_connect_time_out(fake, command):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[command] = [hang]
+    started = time.monotonic()
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert 0.4 < time.monotonic() - started < 3
+    assert moved(fake)
+    assert fake.retry == RETRY
+
+
+def test_a_command_that_always_hangs(fake):
+    fake.instead["RELOAD"] = [hang] * 99
+    started = time.monotonic()
+    with pytest.raises(TemporaryError, match=f"port={fake.port} .*: RELOAD: took the login and went silent"):
+        send(fake, DETACH, seconds=2)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("SET server_login_retry = 0", "unknown parameter"),
+        ('KILL "app"', "already suspended/paused"),
+        ('RESUME "app"', "no such database: app"),
+    ],
+)
+def test_a_command_that_is_refused_after_the_first_reload(fake, command, text):
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead[command] = [refuse(text)]
+    with pytest.raises(TemporaryError, match=f"RELOAD, but .*port={fake.port} .*{text}"):
+        send(fake, PROMOTE)
+    assert fake.retry == RETRY
+    send(fake, PROMOTE)
+    assert moved(fake)
+    assert fake.paused == set()
+
+
+def test_a_reload_that_fails_and_says_so(fake):
+    """1.25 and newer."""
+
+    def fail(fake, connection, answer):
+        fake.places["app"] = ("10.0.0.1", "5444")
+        connection.sendall(failure("RELOAD failed, see logs") + READY)
+
+    fake.instead["RELOAD"] = [fail] * 9
+    with pytest.raises(PermanentError, match=r"RELOAD failed, see logs; after RELOAD .* shows app as 10.0.0.1:5444"):
+        send(fake, PROMOTE)
+    assert fake.config.read_text() == MOVED
+    fake.instead.clear()
+    assert send(fake, PROMOTE).result is Result.CHANGED
+
+
+def test_one_of_two_processes_that_answers_nonsense(config):
+    with FakeConsole(config) as first, FakeConsole(config) as second:
+        first.instead["SHOW DATABASES"] = [without("host")] * 9
+        with pytest.raises(PermanentError, match=f"RELOAD at .*port={second.port}.*but .*port={first.port}"):
+            HOOKS[Promote](PROMOTE, balancer(first, second), time.monotonic() + 5)
+        assert second.places["app"] == ("10.0.0.2", "5444"), "the other one is right"
+
+
+def test_data_that_nobody_asked_for(fake):
+    """Copy data would be waited for without end."""
+    fake.instead["SHOW DATABASES"] = [raw(message(b"H", struct.pack("!bh", 0, 0)))] * 99
+    started = time.monotonic()
+    with pytest.raises(TemporaryError, match=f"port={fake.port} .*SHOW DATABASES"):
+        send(fake, PROMOTE, seconds=1)
+    assert time.monotonic() - started < 1.5
+
+
+# The login
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "said"),
+    [
+        (failure("not allowed", "FATAL"), PermanentError, "refuses the login.*must be in admin_users"),
+        (failure("no such user", "FATAL", "28000"), PermanentError, "refuses the login.*must be in admin_users"),
+        (message(b"R", struct.pack("!i", 3)), PermanentError, "wants a password.*PASSFILE must have a line"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", PermanentError, "is no PgBouncer: .*but received H"),
+        (message(b"R", struct.pack("!i", 99)), TemporaryError, "authentication method 99 not supported"),
+        (failure("the server is shutting down", "FATAL", "57P01"), TemporaryError, "shutting down"),
+    ],
+)
+def test_logins_that_fail(fake, reply, kind, said):
+    fake.login = [raw(reply)] * 999
+    with pytest.raises(kind, match=f"port={fake.port} .*{said}"):
+        send(fake, DETACH, seconds=1)
+    if kind is PermanentError:
+        assert fake.config.read_text() == ENTRIES, "nothing is changed by halves"
+    assert fake.sent == []
+
+
+@pytest.mark.parametrize("act", [close, hang, raw(b"R\0")])
+def test_a_login_that_fails_once_is_tried_again(fake, act):
+    fake.login = [act]
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert moved(fake)
+
+
+# Holding
+
+
+@pytest.fixture
+def no_guard_is_left(fake):
+    """Whatever the test did, what lets clients go ends by itself."""
+    yield
+    deadline = time.monotonic() + 8
+    while guards(fake) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = guards(fake)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def guards(fake):
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = file.read().decode().split("\0")
+            with open(f"/proc/{name}/stat") as file:
+                state = file.read().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if "efm_lb_pgbouncer.guard" in words and fake.admin in words and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def released(fake, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while fake.paused and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not fake.paused
+
+
+@pytest.mark.usefixtures("no_guard_is_left")
+class TestHold:
+    def test_it_holds_and_lets_go(self, fake):
+        assert hold(fake).result is Result.CHANGED
+        assert fake.paused == {"app"}
+        assert released(fake)
+        assert fake.sent == ['PAUSE "app"', 'RESUME "app"']
+
+    @pytest.mark.parametrize(
+        ("act", "said"),
+        [
+            (hang, "transactions of app did not end in time"),
+            (close, 'not held: .*PAUSE "app": server closed the connection'),
+            (cut(3), 'not held: .*PAUSE "app": server closed the connection'),
+            (refuse("already suspended/paused"), "PAUSE app: already suspended/paused"),
+            (raw(message(b"C", texts("WAIT_CLOSE")) + READY), "did not wait"),
+            (refuse("admin access needed"), "must be in admin_users"),
+        ],
+    )
+    def test_a_pause_that_fails_holds_nobody(self, fake, act, said):
+        fake.instead['PAUSE "app"'] = [act]
+        with pytest.raises(TemporaryError, match=said):
+            hold(fake)
+        assert fake.paused == set()
+
+    def test_a_console_that_lets_nobody_in_after_the_pause(self, fake):
+        """What was paused is let go by the other process, whatever the hook is told."""
+
+        def pause(fake, connection, answer):
+            fake.login = [refuse("not allowed", severity="FATAL")]
+            hang(fake, connection, answer)
+
+        fake.instead['PAUSE "app"'] = [pause]
+        with pytest.raises(TemporaryError, match="could not be told to RESUME"):
+            hold(fake)
+        assert released(fake, 1), "at once, and not after HOLD"
+
+    def test_columns_that_are_lost_after_the_pause(self, fake):
+        def pause(fake, connection, answer):
+            fake.instead["SHOW DATABASES"] = [without("host")]
+            connection.sendall(answer.encoded())
+
+        fake.instead['PAUSE "app"'] = [pause]
+        with pytest.raises(TemporaryError, match="has no column host"):
+            hold(fake)
+        assert fake.paused == set()
+
+    @pytest.mark.parametrize(
+        "act", [close, hang, cut(0), cut(30), without("paused"), with_value("port", "x"), refuse("no")]
+    )
+    def test_the_guard_gets_over_answers_that_make_no_sense(self, fake, act):
+        assert hold(fake).result is Result.CHANGED
+        fake.instead["SHOW DATABASES"] = [act] * 3
+        assert released(fake)
+
+    @pytest.mark.parametrize("act", [close, hang, cut(2), refuse("no")])
+    def test_the_guard_resumes_until_it_is_done(self, fake, act):
+        def again(fake, connection, answer):
+            fake.paused.add("app")
+            act(fake, connection, answer)
+
+        fake.instead['RESUME "app"'] = [again] * 2
+        assert hold(fake).result is Result.CHANGED
+        assert released(fake, 8)
+
+    def test_a_guard_that_cannot_log_in(self, fake):
+        def without_another(fake, connection, answer):
+            fake.login = [refuse("not allowed", severity="FATAL")]
+            connection.sendall(answer.encoded())
+
+        fake.instead["SHOW DATABASES"] = [without_another]
+        with pytest.raises(TemporaryError, match=r"lets clients go is not there: .*refuses the login"):
+            hold(fake)
+        assert fake.sent == [], "nothing is paused without it"
+
+
+# What only looks
+
+
+@pytest.mark.parametrize(
+    ("what", "act"),
+    [
+        *(("DATABASES", act) for act in (close, cut(30), cut(200), without("host"), with_value("port", "x"))),
+        *(
+            (what, act)
+            for what in ("CONFIG", "VERSION")
+            for act in (close, cut(10), refuse("no"), raw(b"HTTP/1.1 400"))
+        ),
+        ("CONFIG", without("key")),
+        ("VERSION", without("version")),
+    ],
+)
+def test_check_tells_what_the_console_answers(fake, what, act):
+    fake.instead[f"SHOW {what}"] = [act] * 99
+    with pytest.raises((TemporaryError, PermanentError), match=f"port={fake.port} .*SHOW {what}"):
+        adapter.efm_lb_check(truth("Pss"), balancer(fake), time.monotonic() + 1)
+    assert fake.sent == []
+
+
+def test_check_goes_on_with_the_other_process(config):
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(FakeConsole(config)) for _ in range(2))
+        first.instead["SHOW DATABASES"] = [with_value("port", "x")]
+        found = adapter.efm_lb_check(truth("Pss"), balancer(first, second), time.monotonic() + 2)
+    (error,) = [finding for finding in found if finding.severity is Severity.ERROR]
+    assert "port is 'x'" in error.detail
+    assert any(finding.subject == second.admin and "answers" in finding.detail for finding in found)
+
+
+def test_the_view_and_the_plan_of_a_console_that_answers_nonsense(fake):
+    for hook, arguments in ((adapter.efm_lb_view, NODES), (adapter.efm_lb_plan, PROMOTE)):
+        for act, kind in ((without("host"), PermanentError), (with_value("port", "x"), PermanentError)):
+            fake.instead["SHOW DATABASES"] = [act]
+            with pytest.raises(kind, match=f"port={fake.port} "):
+                hook(arguments, balancer(fake), time.monotonic() + 2)
+        fake.instead["SHOW DATABASES"] = [cut(30)]
+        with pytest.raises(TemporaryError, match=f"port={fake.port} "):
+            hook(arguments, balancer(fake), time.monotonic() + 2)
+
+
+def test_nobody_there(fake, config):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    given = balancer(fake, admin=[f"host=127.0.0.1 port={port} user=efm_lb"])
+    with pytest.raises(TemporaryError, match=f"port={port} .*Connection refused"):
+        adapter.efm_lb_detach(DETACH, given, time.monotonic() + 1)
+    assert "10.0.0.2 port" in config.read_text(), "the file says already what is right when it starts"
