@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import Hook, efm_lb_hook, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
@@ -82,6 +83,34 @@ def start_pgbouncer(cluster: Cluster) -> Iterator[Callable[..., Pgbouncer]]:
     yield start
     for pooler in poolers:
         pooler.process.close()
+
+
+@pytest.fixture(scope="session")
+def standing_haproxy(standing_cluster: Cluster) -> Iterator[Haproxy]:
+    """The session's HAProxy with the recommended configuration, in whatever state the last test left it."""
+    with Haproxy.start(standing_cluster) as haproxy:
+        yield haproxy
+
+
+@pytest.fixture
+def haproxy(cluster: Cluster, standing_haproxy: Haproxy) -> Haproxy:
+    """A HAProxy in front of `cluster`, as at first: node 0 gets the writes, the others the reads."""
+    standing_haproxy.reset()
+    return standing_haproxy
+
+
+@pytest.fixture
+def start_haproxy(cluster: Cluster) -> Iterator[Callable[..., Haproxy]]:
+    """Start further HAProxies, with lines of their own."""
+    started: list[Haproxy] = []
+
+    def start(**options: str | bool) -> Haproxy:
+        started.append(Haproxy.start(cluster, **options))
+        return started[-1]
+
+    yield start
+    for haproxy in started:
+        haproxy.process.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -66,34 +66,6 @@ class Manager:
             "x": (Reach.REFUSED, None),
         }
         return Truth(tuple(NodeState(n, *states[c], 1) for n, c in zip(self.nodes, letters, strict=True)))
-
-
-@pytest.fixture(scope="session")
-def standing_haproxy(standing_cluster: Cluster) -> Iterator[Haproxy]:
-    """The session's HAProxy with the recommended configuration, in whatever state the last test left it."""
-    with Haproxy.start(standing_cluster) as haproxy:
-        yield haproxy
-
-
-@pytest.fixture
-def haproxy(cluster: Cluster, standing_haproxy: Haproxy) -> Haproxy:
-    """A HAProxy in front of `cluster`, as at first: node 0 gets the writes, the others the reads."""
-    standing_haproxy.reset()
-    return standing_haproxy
-
-
-@pytest.fixture
-def start_haproxy(cluster: Cluster) -> Iterator[Callable[..., Haproxy]]:
-    """Start further HAProxies, with lines of their own."""
-    started: list[Haproxy] = []
-
-    def start(**options: str | bool) -> Haproxy:
-        started.append(Haproxy.start(cluster, **options))
-        return started[-1]
-
-    yield start
-    for haproxy in started:
-        haproxy.process.close()
 
 
 @pytest.fixture

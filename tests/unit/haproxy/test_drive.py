@@ -142,6 +142,43 @@ def test_a_file_that_never_stops_changing(haproxy, model, config, monkeypatch):
     assert model.ready("w") == ["n2"]
 
 
+def test_what_haproxy_refuses_is_validated_once(haproxy, config, monkeypatch):
+    calls = []
+
+    def refuse(*arguments):
+        calls.append(arguments)
+        raise TemporaryError("haproxy -c refuses")
+
+    monkeypatch.setattr(validate, "validate", refuse)
+    with pytest.raises(TemporaryError, match="haproxy -c refuses"):
+        send(haproxy, PROMOTE, config=[str(config)])
+    assert len(calls) == 1
+    assert config.read_text() == CONFIG
+
+
+def test_one_of_two_files_cannot_be_written(haproxy, model, tmp_path, monkeypatch):
+    """Neither is half of anything, and what was written is told."""
+    write, read = CONFIG.split("backend r\n")
+    paths = [tmp_path / "a.cfg", tmp_path / "b.cfg"]
+    for path, text in zip(paths, (write, "backend r\n" + read), strict=True):
+        path.write_text(text)
+    replace_file = persist.replace_file
+
+    def fail(path, expected, content):
+        if path == str(paths[1]):
+            raise TemporaryError(f"cannot replace {path}: No space left on device")
+        replace_file(path, expected, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(persist, "replace_file", fail)
+        with pytest.raises(TemporaryError, match=r"a.cfg:\d,\d written; not kept, .*b.cfg: No space left"):
+            send(haproxy, PROMOTE, config=[str(path) for path in paths])
+    assert disabled(paths[0], "w") == "n1 n3"
+    assert paths[1].read_text() == "backend r\n" + read
+    assert send(haproxy, PROMOTE, config=[str(path) for path in paths]).result is Result.CHANGED
+    assert disabled(paths[1], "r") == "n1 n2"
+
+
 def test_several_files_and_a_directory(haproxy, tmp_path):
     write, read = CONFIG.split("backend r\n")
     (tmp_path / "a.cfg").write_text(write)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
-from efm_lb_pgbouncer import adapter
+from efm_lb_pgbouncer import adapter, drive
 from unit.pgbouncer.fake_console import (
     ENTRIES,
     NODES,
@@ -86,6 +86,7 @@ LACKING = [
     *(("DATABASES", column) for column in ("name", "host", "port", "paused", "disabled", "pool_mode")),
     *(("SERVERS", column) for column in ("database", "addr", "port", "close_needed")),
     *(("POOLS", column) for column in ("database", "cl_waiting", "sv_idle")),
+    ("CONFIG", "key"),
 ]
 
 
@@ -211,6 +212,20 @@ def test_a_reload_that_fails_and_says_so(fake):
     assert send(fake, PROMOTE).result is Result.CHANGED
 
 
+def test_a_reload_that_stops_behind_the_entries_and_does_not_say_so(fake):
+    """Up to 1.24: the entries are loaded, and the settings behind them stay as they are."""
+
+    def stop(fake, connection, answer):
+        fake.retry = "0" if "SET server_login_retry = 0" in fake.sent else RETRY
+        connection.sendall(answer.encoded())
+
+    fake.instead["RELOAD"] = [stop] * 9
+    with pytest.raises(PermanentError, match=f"port={fake.port} .* does not load its configuration to the end"):
+        send(fake, PROMOTE)
+    assert moved(fake)
+    assert fake.retry == RETRY
+
+
 def test_one_of_two_processes_that_answers_nonsense(config):
     with FakeConsole(config) as first, FakeConsole(config) as second:
         first.instead["SHOW DATABASES"] = [without("host")] * 9
@@ -226,6 +241,53 @@ def test_data_that_nobody_asked_for(fake):
     with pytest.raises(TemporaryError, match=f"port={fake.port} .*SHOW DATABASES"):
         send(fake, PROMOTE, seconds=1)
     assert time.monotonic() - started < 1.5
+
+
+# The file
+
+
+def test_a_file_that_changes_between_read_and_write_is_read_anew(fake, config, monkeypatch):
+    replace_file = drive.replace_file
+    interferences = [ENTRIES + "; theirs\n"]
+
+    def interfere(path, expected, content):
+        if interferences:
+            config.write_text(interferences.pop())
+        replace_file(path, expected, content)
+
+    monkeypatch.setattr(drive, "replace_file", interfere)
+    assert send(fake, PROMOTE).result is Result.CHANGED
+    assert config.read_text() == MOVED + "; theirs\n"
+
+
+def test_a_file_that_never_stops_changing(fake, config, monkeypatch):
+    replace_file = drive.replace_file
+    numbers = iter(range(100))
+
+    def interfere(path, expected, content):
+        config.write_text(f"{ENTRIES}; {next(numbers)}\n")
+        replace_file(path, expected, content)
+
+    monkeypatch.setattr(drive, "replace_file", interfere)
+    with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
+        send(fake, PROMOTE)
+    assert config.read_text() == f"{ENTRIES}; 2\n", "three tries, and theirs is whole"
+    assert fake.sent == [], "PgBouncer is told nothing that no file says"
+
+
+def test_what_cannot_be_written_is_tried_once(fake, config, monkeypatch):
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise TemporaryError("cannot replace it: No space left on device")
+
+    monkeypatch.setattr(drive, "replace_file", fail)
+    with pytest.raises(TemporaryError, match="No space left"):
+        send(fake, PROMOTE)
+    assert len(calls) == 1
+    assert config.read_text() == ENTRIES
+    assert fake.sent == []
 
 
 # The login

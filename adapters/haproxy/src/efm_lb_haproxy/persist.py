@@ -88,7 +88,8 @@ def keep(
                 files = {**files, **{change.path: change.after for change in todo}}
             break
         except TemporaryError:
-            if not remaining:
+            # Judged anew where somebody wrote meanwhile; what else is wrong stays wrong.
+            if not remaining or read(setup.config) == files:
                 raise
     # Only where files of ours can name one.
     from efm_lb_haproxy.state_file import refresh

@@ -57,11 +57,13 @@ def validate(
         return "" if program == NONE else " (not validated: there is no haproxy program on this host)"
     candidates: dict[str, str] = {}
     try:
-        try:
-            for original, content in contents.items():
+        for original, content in contents.items():
+            try:
                 candidates[original] = _lay(original, content)
-        except OSError as error:
-            raise TemporaryError(f"cannot write next to {error.filename}: {error.strerror}") from None
+            except OSError as error:
+                raise TemporaryError(
+                    f"cannot write next to {original} to validate it: {error.strerror} (as uid {os.geteuid()})"
+                ) from None
         names = [candidates.get(original, original) for original in paths]
         code, output = _run([path, "-c", *(word for name in names for word in ("-f", name))], runtime, deadline)
         if code:

@@ -5,7 +5,8 @@ The order is that of these facts, all measured with PgBouncer 1.18:
 * The file decides what a restart or the next RELOAD brings, so it is written first, and also while no console answers.
 * RELOAD answers success whatever happens (until 1.24), so SHOW DATABASES is the proof.
 * After a failed login PgBouncer tries no other for server_login_retry (15 s), wherever the entry leads by then.
-  So that is set to 0, after the RELOAD, which would undo it, and the last RELOAD brings the file's value back.
+  So that is set to 0, after the RELOAD, which would undo it, and the last RELOAD brings the file's value back; when
+  it does not, PgBouncer stops somewhere behind the entries when it reads its files, and would not start with them.
 * Clients that are held are let go only after that: a login that PAUSE interrupts counts as failed too.
 * A transaction that is stuck on a frozen old primary commits there when it thaws, and keeps its place in the pool.
   KILL ends it, but cuts every client of the entry, so it is sent only for what is left after KILL_AFTER.
@@ -37,6 +38,7 @@ _CONNECTED = 1.0
 _GUARD = 5.0
 """Seconds after which a KILL whose hook was killed is made good."""
 _FILE_TRIES = 3
+_RETRY = "server_login_retry"
 
 
 def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
@@ -200,11 +202,13 @@ class _Told:
 
     :ivar did: in words, for a person
     :ivar begun: something was told that only the last RELOAD ends
+    :ivar retry: server_login_retry as it was before
     """
 
     def __init__(self) -> None:
         self.did: list[str] = []
         self.begun = False
+        self.retry = ""
 
     def add(self, words: str) -> None:
         if words not in self.did:
@@ -236,8 +240,8 @@ def _settler(
                     raise TemporaryError(told.but(error)) from None
                 sleep(_RETRY_PAUSE)
             except (TemporaryError, PermanentError) as error:
-                if current and told.begun:
-                    _take_back(current, limit)
+                if current and told.retry:
+                    _take_back(current, told, limit)
                 raise type(error)(told.but(error)) from None
             finally:
                 if current and current is not session:
@@ -257,7 +261,8 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
     paused = [name for name in pooler.write if databases[name].paused] if writer else []
     if told.begun or paused:
         told.begun = True
-        _tell(session, "SET server_login_retry = 0", limit)
+        told.retry = told.retry or session.settings(limit).get(_RETRY, "0")
+        _tell(session, f"SET {_RETRY} = 0", limit)
     for name in paused:
         _resume(session, name, limit)
         told.add(f"RESUME {name}")
@@ -268,6 +273,10 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
         return
     _until_connected(session, [*wanted.locations], limit)
     _tell(session, "RELOAD", limit)
+    if told.retry not in ("", "0") and session.settings(limit).get(_RETRY) == "0":
+        raise PermanentError(
+            f"{session.console} does not load its configuration to the end, and would not start with it: see its log"
+        )
     databases = session.databases(limit)
     if still := wrong(databases, wanted):
         raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
@@ -275,10 +284,12 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
 
 
-def _take_back(session: Session, limit: float) -> None:
-    """Give server_login_retry the file's value again; what went wrong before is what is told."""
+def _take_back(session: Session, told: _Told, limit: float) -> None:
+    """Give server_login_retry its value again; what went wrong before is what is told."""
     try:
         session.command("RELOAD", limit)
+        if session.settings(limit).get(_RETRY) == "0":
+            session.command(f"SET {_RETRY} = {told.retry}", limit)
     except (Refused, TemporaryError, PermanentError):
         return
 
