@@ -9,7 +9,7 @@ from types import ModuleType
 from efm_lb import Attach, Balancer, Detach, Event, Node, NodeState, Outcome, Promote, Reach, Role, Truth
 from efm_lb.rehearsal.cluster import Cluster
 
-__all__ = ["nodes_of", "send", "truth_of"]
+__all__ = ["nodes_of", "send", "told", "truth_of"]
 
 HOOKS = {Attach: "efm_lb_attach", Detach: "efm_lb_detach", Promote: "efm_lb_promote"}
 
@@ -30,6 +30,12 @@ def send(adapter: ModuleType, event: Event, balancer: Balancer, seconds: float) 
     outcome = getattr(adapter, HOOKS[type(event)])(event, balancer, time.monotonic() + seconds)
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def told(output: str, balancer: str) -> str:
+    """What the report of a hook says of one balancer."""
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{balancer}: ")]
+    return line.removeprefix(f"{balancer}: ")
 
 
 def _state(cluster: Cluster, number: int, silent: bool) -> NodeState:

@@ -17,22 +17,12 @@ import pytest
 
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.haproxy import READ, Haproxy
-from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, Hook, efm_lb_hook, hook_environment
+from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, Hook
 from efm_lb.rehearsal.pgbouncer import READ as READ_ENTRY
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
+from integration.real import told
 
 MakePair = Callable[..., Hook]
-
-
-@pytest.fixture
-def pair(cluster: Cluster, tmp_path: Path) -> MakePair:
-    """A hook for a HAProxy and a PgBouncer, which are balancers ``edge`` and ``pgb1``."""
-
-    def make(haproxy: Haproxy, pgbouncer: Pgbouncer, **extra: object) -> Hook:
-        variables = {**haproxy.variables(), "EFM_LB_CONNECT_TIMEOUT": 1, **extra}
-        return efm_lb_hook(hook_environment(cluster, [], tmp_path.name, variables, poolers=[pgbouncer]))
-
-    return make
 
 
 @pytest.fixture
@@ -42,12 +32,6 @@ def hook(pair: MakePair, haproxy: Haproxy, pgbouncer: Pgbouncer) -> Hook:
 
 def files_in(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file() and not path.is_symlink()}
-
-
-def told(output: str, balancer: str) -> str:
-    """What the report says of one load balancer."""
-    (line,) = [line for line in output.splitlines() if line.startswith(f"{balancer}: ")]
-    return line.removeprefix(f"{balancer}: ")
 
 
 def number_of(text: str, part: str) -> int:

@@ -164,7 +164,7 @@ class Session:
         except StatementFailed as failure:
             if "admin access needed" in str(failure):
                 raise PermanentError(
-                    f"{self.console}: {statement}: {failure}: the user must be in admin_users"
+                    f"{self.console}: {statement}: {_words(failure)}: the user must be in admin_users"
                 ) from None
             raise Refused(_words(failure)) from None
         except ConnectionFailed as failure:
