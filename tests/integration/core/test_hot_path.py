@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 
 from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, hook_environment
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.testing import BANNED_IMPORTS
 
-AFFORDED = {"ctypes", "pluggy", "threading", "efm_lb.hook", "efm_lb_pgpool.adapter"}
+AFFORDED = {"ctypes", "pluggy", "threading", "efm_lb.hook"}
+NOT_AFFORDED = {
+    *BANNED_IMPORTS,
+    *("base64", "dataclasses", "hashlib", "json", "shutil", "signal", "socket", "ssl", "tempfile"),
+    *("efm_lb.commands", "efm_lb.config", "efm_lb.views"),
+}
 
 SCRIPT = """
 import sys
@@ -24,31 +31,54 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("kind", ["attach", "detach"])
-def test_a_hook_run_with_a_fresh_plan(cluster: Cluster, pgpool: Pgpool, tmp_path: Path, kind: str) -> None:
-    env_file = hook_environment(cluster, [pgpool], tmp_path.name)
-    standby = cluster.nodes[2].name
-    argv = [sys.executable, "-I", "-c", SCRIPT, kind, standby, "s", f"--env-file={env_file}"]
+class Process:
+    """Hook runs in a process each, which tell what they have imported."""
 
-    def run() -> str:
+    def __init__(self, env_file: Path) -> None:
+        self._env_file = env_file
+
+    def __call__(self, *words: str) -> tuple[str, set[str]]:
+        """The report, and the modules."""
+        argv = [sys.executable, "-I", "-c", SCRIPT, *words, f"--env-file={self._env_file}"]
         done = subprocess.run(
             argv, env=dict(BARE_ENVIRONMENT), cwd="/", capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        report, _, modules = done.stdout.partition("\nsys\n")
+        return report, set(modules.split())
 
-    first, second = run(), run()
+
+@pytest.mark.parametrize("kind", ["attach", "detach"])
+def test_a_hook_run_with_a_fresh_plan(cluster: Cluster, pgpool: Pgpool, tmp_path: Path, kind: str) -> None:
+    run = Process(hook_environment(cluster, [pgpool], tmp_path.name))
+    standby = cluster.nodes[2].name
+    first, _ = run(kind, standby, "s")
+    second, imported = run(kind, standby, "s")
     assert "took the slow way" in first
     assert "took the slow way" not in second
-    imported = set(second.split())
-    assert imported >= AFFORDED, "the whole hook ran"
-    assert not imported & set(BANNED_IMPORTS)
-    assert not imported & {
-        "json",
-        "signal",
-        "socket",
-        "dataclasses",
-        "efm_lb.commands",
-        "efm_lb.config",
-        "efm_lb.views",
-    }
+    assert imported >= {*AFFORDED, "efm_lb_pgpool.adapter"}, "the whole hook ran"
+    assert not imported & NOT_AFFORDED
+
+
+def test_runs_that_change_the_file_and_the_balancer(
+    cluster: Cluster, haproxy: Haproxy, pgbouncer: Pgbouncer, tmp_path: Path
+) -> None:
+    """Down to the validated and replaced haproxy.cfg, and the entry that PgBouncer has loaded."""
+    run = Process(hook_environment(cluster, [], tmp_path.name, haproxy.variables(), poolers=[pgbouncer]))
+    old, new, standby = cluster.nodes
+    assert "took the slow way" in run("attach", standby.name, "s")[0]
+    for words in (("detach", standby.name, "s"), ("attach", standby.name, "s"), ("detach", old.name, "p")):
+        report, imported = run(*words)
+        assert "took the slow way" not in report
+        assert "pgb1: changed" in report
+        assert not imported & NOT_AFFORDED
+    assert "efm_lb_pgbouncer.guard" in imported, "clients are held"
+    old.stop()
+    new.promote()
+    report, imported = run("promote", new.name)
+    assert "edge: changed" in report
+    assert "pgb1: changed" in report
+    assert imported >= {*AFFORDED, "efm_lb_haproxy.validate", "efm_lb_pgbouncer.entries"}, "the whole hook ran"
+    assert not imported & {*NOT_AFFORDED, "efm_lb_pgbouncer.guard"}
+    assert "efm_lb_haproxy.check" not in imported
+    assert "efm_lb_pgbouncer.check" not in imported

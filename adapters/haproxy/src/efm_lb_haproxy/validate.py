@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+from _signal import SIGKILL  # type: ignore[import-not-found]
 from _thread import get_ident
 from collections.abc import Mapping
 from select import select
@@ -120,7 +120,7 @@ def _run(argv: list[str], runtime: Runtime, deadline: float) -> tuple[int, str]:
                     break
                 output = (output + piece)[-_MAX_OUTPUT:]
         else:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, SIGKILL)
             os.waitpid(child, 0)
             raise TemporaryError(f"{argv[0]} -c did not end in time, so nothing was written")
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.decode("utf-8", "replace")
