@@ -268,15 +268,15 @@ class Connection:
         if not count:
             return ()
         names = [pg.PQfname(result, column).decode("utf-8", "replace") for column in range(pg.PQnfields(result))]
-        return tuple(
-            {
-                name: None
-                if pg.PQgetisnull(result, row, column)
-                else pg.PQgetvalue(result, row, column).decode("utf-8", "replace")
-                for column, name in enumerate(names)
-            }
-            for row in range(count)
-        )
+
+        def text(row: int, column: int) -> str | None:
+            value: bytes = pg.PQgetvalue(result, row, column)
+            # Each call costs, and a value that is not empty is not NULL.
+            if not value and pg.PQgetisnull(result, row, column):
+                return None
+            return value.decode("utf-8", "replace")
+
+        return tuple({name: text(row, column) for column, name in enumerate(names)} for row in range(count))
 
     def _failure(self, reached: bool, words: str = "") -> ConnectionFailed:
         words = words or self._words()

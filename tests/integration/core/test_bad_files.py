@@ -241,7 +241,7 @@ def test_an_error_in_the_file_that_includes_ours(
     hook: Hook, cluster: Cluster, start_pgbouncer: Callable[..., Pgbouncer], pair: MakePair, haproxy: Haproxy
 ) -> None:
     """The entries are read before it, so they are right, but a PgBouncer that is restarted does not come up."""
-    pgbouncer = start_pgbouncer(server_login_retry=7)
+    pgbouncer = start_pgbouncer()
     ini = pgbouncer.directory / "pgbouncer.ini"
     ini.write_text(ini.read_text().replace("[pgbouncer]\n", "this is no line\n[pgbouncer]\n"))
     node = cluster.nodes[2]
@@ -249,7 +249,7 @@ def test_an_error_in_the_file_that_includes_ours(
     assert run.exit_code == 69, run.output
     assert "does not load its configuration to the end" in told(run.output, "pgb1")
     assert node.host not in pgbouncer.places()[READ_ENTRY]
-    assert {row["key"]: row["value"] for row in pgbouncer.show("config")}["server_login_retry"] == "7"
+    assert {row["key"]: row["value"] for row in pgbouncer.show("config")}["server_login_retry"] == "15"
 
 
 # What both have to do with: links, directories, rights and disks

@@ -45,6 +45,17 @@ def test_words(text: bytes, expected: list[bytes]) -> None:
     assert values(text) == expected
 
 
+@given(st.text("ab1.:@[]\t\v\f ").map(str.encode))
+def test_a_line_without_quotes_is_read_as_one_with(text: bytes) -> None:
+    """It is found in another, faster way."""
+    commented = text + b" # it"
+    assert words(text, 0, len(text)) == words(commented, 0, len(commented))
+    shifted = b"a b " + text + b" c"
+    assert [word.start for word in words(shifted, 4, 4 + len(text))] == [
+        word.start + 4 for word in words(text, 0, len(text))
+    ]
+
+
 def test_a_variable_makes_a_word_say_nothing() -> None:
     text = b'"${A}" \'${A}\' "\\${A}"'
     found = words(text, 0, len(text))

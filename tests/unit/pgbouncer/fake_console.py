@@ -229,7 +229,7 @@ class FakeConsole:
         if words[0] == "RELOAD":
             self._load()
         elif words[0] == "SET":
-            self.retry = words[-1]
+            self.retry = f"{float(words[-1].strip(chr(39))):g}"
         elif words[1] not in self.places:
             return failure(f"no such database: {words[1]}")
         elif words[0] == "PAUSE":

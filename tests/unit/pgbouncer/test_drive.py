@@ -36,6 +36,8 @@ from unit.pgbouncer.fake_console import (
 
 HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
 PROMOTE = Promote(NODES[1], truth("sPs"))
+SET = "SET server_login_retry = '0.000001'"
+LIFTED = "1e-06"
 DETACH = Detach(NODES[2], truth("Pss"))
 MOVED = ENTRIES.replace("host=10.0.0.1", "host=10.0.0.2").replace("10.0.0.2,10.0.0.3", "10.0.0.3")
 
@@ -71,7 +73,7 @@ def test_a_promotion(fake):
     outcome = send(fake, PROMOTE)
     assert outcome.result is Result.CHANGED
     assert moved(fake)
-    assert fake.sent == ["RELOAD", "SET server_login_retry = 0", 'KILL "app"', 'RESUME "app"', "RELOAD"]
+    assert fake.sent == ["RELOAD", SET, 'KILL "app"', 'RESUME "app"', "RELOAD"]
     assert send(fake, PROMOTE).result is Result.UNCHANGED
 
 
@@ -145,9 +147,7 @@ def test_an_answer_that_is_always_cut_off(fake):
     assert fake.sent == []
 
 
-@pytest.mark.parametrize(
-    "command", ["RELOAD", "SET server_login_retry = 0", 'KILL "app"', 'RESUME "app"', "SHOW SERVERS", "SHOW POOLS"]
-)
+@pytest.mark.parametrize("command", ["RELOAD", SET, 'KILL "app"', 'RESUME "app"', "SHOW SERVERS", "SHOW POOLS"])
 @pytest.mark.parametrize("act", [close, cut(3)])
 def test_a_connection_that_breaks_in_the_middle(fake, command, act):
     """The command was carried out: nothing is left as it was only for the moment."""
@@ -159,7 +159,7 @@ def test_a_connection_that_breaks_in_the_middle(fake, command, act):
     assert fake.paused == set()
 
 
-@pytest.mark.parametrize("command", ["RELOAD", "SET server_login_retry = 0", "SHOW SERVERS", "SHOW POOLS"])
+@pytest.mark.parametrize("command", ["RELOAD", SET, "SHOW SERVERS", "SHOW POOLS"])
 def test_a_command_that_hangs_costs_the_connect_time_out(fake, command):
     fake.servers = [("app", "10.0.0.1", 5444)]
     fake.instead[command] = [hang]
@@ -181,7 +181,7 @@ def test_a_command_that_always_hangs(fake):
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ("SET server_login_retry = 0", "unknown parameter"),
+        (SET, "unknown parameter"),
         ('KILL "app"', "already suspended/paused"),
         ('RESUME "app"', "no such database: app"),
     ],
@@ -216,7 +216,7 @@ def test_a_reload_that_stops_behind_the_entries_and_does_not_say_so(fake):
     """Up to 1.24: the entries are loaded, and the settings behind them stay as they are."""
 
     def stop(fake, connection, answer):
-        fake.retry = "0" if "SET server_login_retry = 0" in fake.sent else RETRY
+        fake.retry = LIFTED if SET in fake.sent else RETRY
         connection.sendall(answer.encoded())
 
     fake.instead["RELOAD"] = [stop] * 9

@@ -19,6 +19,8 @@ _SECTIONS = frozenset(
 )
 _BLANKS = b" \t\v\f"
 _ENDS = b"\r\n\0"
+_SPECIAL = frozenset(b"\\#\"'$\r\0")
+"""Without any of these, a line is what stands between its blanks."""
 _ESCAPED = b" \\#\"'$"
 """What a backslash takes its meaning from. Before anything else it stays, or makes a byte that is in no name."""
 
@@ -95,6 +97,13 @@ def words(content: bytes, start: int, end: int) -> tuple[Word, ...]:
     """The words of ``content`` between two positions, which are on one line."""
     found: list[Word] = []
     at = start
+    text = content[start:end]
+    if _SPECIAL.isdisjoint(text):
+        for value in text.split():
+            at = content.index(value, at)
+            found.append(Word(at, at + len(value), value, True))
+            at += len(value)
+        return tuple(found)
     while True:
         while at < end and content[at] in _BLANKS:
             at += 1

@@ -5,8 +5,8 @@ The order is that of these facts, all measured with PgBouncer 1.18:
 * The file decides what a restart or the next RELOAD brings, so it is written first, and also while no console answers.
 * RELOAD answers success whatever happens (until 1.24), so SHOW DATABASES is the proof.
 * After a failed login PgBouncer tries no other for server_login_retry (15 s), wherever the entry leads by then.
-  So that is set to 0, after the RELOAD, which would undo it, and the last RELOAD brings the file's value back; when
-  it does not, PgBouncer stops somewhere behind the entries when it reads its files, and would not start with them.
+  So that is set to next to nothing, after the RELOAD, which would undo it, and the last RELOAD brings the file's value
+  back. When it does not, PgBouncer stops somewhere behind the entries when it reads its files, and would not start.
 * Clients that are held are let go only after that: a login that PAUSE interrupts counts as failed too.
 * A transaction that is stuck on a frozen old primary commits there when it thaws, and keeps its place in the pool.
   KILL ends it, but cuts every client of the entry, so it is sent only for what is left after KILL_AFTER.
@@ -39,6 +39,9 @@ _GUARD = 5.0
 """Seconds after which a KILL whose hook was killed is made good."""
 _FILE_TRIES = 3
 _RETRY = "server_login_retry"
+_LIFTED = 1e-06
+"""Seconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back."""
+_RETRY_DEFAULT = 15
 
 
 def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
@@ -202,13 +205,13 @@ class _Told:
 
     :ivar did: in words, for a person
     :ivar begun: something was told that only the last RELOAD ends
-    :ivar retry: server_login_retry as it was before
+    :ivar lifted: server_login_retry was set
     """
 
     def __init__(self) -> None:
         self.did: list[str] = []
         self.begun = False
-        self.retry = ""
+        self.lifted = False
 
     def add(self, words: str) -> None:
         if words not in self.did:
@@ -240,8 +243,8 @@ def _settler(
                     raise TemporaryError(told.but(error)) from None
                 sleep(_RETRY_PAUSE)
             except (TemporaryError, PermanentError) as error:
-                if current and told.retry:
-                    _take_back(current, told, limit)
+                if current and told.lifted:
+                    _take_back(current, limit)
                 raise type(error)(told.but(error)) from None
             finally:
                 if current and current is not session:
@@ -261,8 +264,8 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
     paused = [name for name in pooler.write if databases[name].paused] if writer else []
     if told.begun or paused:
         told.begun = True
-        told.retry = told.retry or session.settings(limit).get(_RETRY, "0")
-        _tell(session, f"SET {_RETRY} = 0", limit)
+        told.lifted = True
+        _tell(session, f"SET {_RETRY} = '{_LIFTED:f}'", limit)
     for name in paused:
         _resume(session, name, limit)
         told.add(f"RESUME {name}")
@@ -273,7 +276,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
         return
     _until_connected(session, [*wanted.locations], limit)
     _tell(session, "RELOAD", limit)
-    if told.retry not in ("", "0") and session.settings(limit).get(_RETRY) == "0":
+    if told.lifted and _is_lifted(session, limit):
         raise PermanentError(
             f"{session.console} does not load its configuration to the end, and would not start with it: see its log"
         )
@@ -284,14 +287,21 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
 
 
-def _take_back(session: Session, told: _Told, limit: float) -> None:
-    """Give server_login_retry its value again; what went wrong before is what is told."""
+def _take_back(session: Session, limit: float) -> None:
+    """End what was only for the moment; what went wrong before is what is told."""
     try:
         session.command("RELOAD", limit)
-        if session.settings(limit).get(_RETRY) == "0":
-            session.command(f"SET {_RETRY} = {told.retry}", limit)
+        if _is_lifted(session, limit):
+            session.command(f"SET {_RETRY} = {_RETRY_DEFAULT}", limit)
     except (Refused, TemporaryError, PermanentError):
         return
+
+
+def _is_lifted(session: Session, limit: float) -> bool:
+    try:
+        return float(session.settings(limit).get(_RETRY, "")) == _LIFTED
+    except ValueError:
+        return False
 
 
 def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> dict[str, Database]:
