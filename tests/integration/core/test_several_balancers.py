@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,29 @@ def test_a_planned_switchover(everything: All, cluster: Cluster) -> None:
     assert (back.exit_code, results(back)) == (0, alike("changed")), back.output
     assert everything.state() == alike("r W r")
     assert everything.writers() == {new.host}
+
+
+def test_a_hold_whose_guard_is_killed(everything: All, cluster: Cluster) -> None:
+    """EFM's agent had failed, nobody is promoted, and what lets clients go is killed as well."""
+    primary, standby, _ = cluster.nodes
+    detach = everything.hook("detach", primary.name, "p")
+    guard = re.search(r"held for at most 10 s \(process (\d+) lets go\)", told(detach.output, "pgb1"))
+    assert guard, detach.output
+    os.kill(int(guard[1]), signal.SIGKILL)
+    status = everything.hook("status")
+    assert status.exit_code == 75, status.output
+    assert f"! pgb1: {primary.name} is a primary, but gets no writes" in status.output
+    assert f"pgb1: promote {primary.name}: RESUME {WRITE_ENTRY} at " in everything.hook("plan").output
+    assert "the process that lets its clients go was killed" in " ".join(
+        everything.hook("check", "--json").output.split()
+    )
+    assert everything.pgbouncer.paused() == [WRITE_ENTRY]
+    attach = everything.hook("attach", standby.name, "s")
+    assert attach.exit_code == 0, attach.output
+    assert results(attach) == {**alike("unchanged"), "pgb1": "changed"}
+    assert told(attach.output, "pgb1").endswith(f"RESUME {WRITE_ENTRY}")
+    assert everything.writers() == {primary.host}
+    assert everything.hook("status").exit_code == 0
 
 
 def test_a_failover(everything: All, cluster: Cluster) -> None:

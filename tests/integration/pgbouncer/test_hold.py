@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from efm_lb import Detach, Promote, Result, TemporaryError
+from efm_lb import Attach, Detach, Promote, Result, Severity, TemporaryError
+from efm_lb.reconcile import differences, disagreement
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.waiting import wait_until
@@ -261,6 +262,99 @@ def test_the_hook_is_killed(brief, pgbouncer, moment):
         assert time.monotonic() - started < 4
     assert pgbouncer.query("select 1 as one") == [{"one": "1"}]
     assert wait_until(lambda: not guards(pgbouncer), 3)
+
+
+@pytest.fixture
+def abandoned(manager, pgbouncer):
+    """A hold whose guard was killed: nobody lets go."""
+    assert manager.hold().result is Result.CHANGED
+    (guard,) = guards(pgbouncer)
+    os.kill(guard, signal.SIGKILL)
+    assert wait_until(lambda: not guards(pgbouncer), 1)
+    assert pgbouncer.paused() == [WRITE]
+    assert marks(pgbouncer) == [".databases.ini.held"]
+    return manager
+
+
+def marks(pgbouncer):
+    return [path.name for path in pgbouncer.directory.iterdir() if path.name.endswith(".held")]
+
+
+def test_a_killed_guard_is_reported(abandoned, pgbouncer):
+    first = abandoned.nodes[0]
+    (error,) = [f for f in abandoned.check() if f.severity is Severity.ERROR]
+    assert (error.subject, "was killed" in error.detail) == (WRITE, True)
+    assert f"RESUME {WRITE} at {pgbouncer.admin}" in error.remedy
+    seen = abandoned.view().of(first)
+    assert seen.detail == f"{WRITE} (paused, and nobody lets go)"
+    assert not seen.writes
+    assert disagreement(abandoned.truth(), abandoned.view())[first.name] == "is a primary, but gets no writes"
+    (event,) = differences(abandoned.truth(), abandoned.view())
+    assert isinstance(event, Promote)
+    for kind, number in ((Promote, 0), (Attach, 1)):
+        assert abandoned.plan(kind, number) == (f"RESUME {WRITE} at {pgbouncer.admin}",)
+    assert pgbouncer.paused() == [WRITE], "nothing was done"
+
+
+@pytest.mark.parametrize(("kind", "number"), [(Attach, 1), (Detach, 2), (Promote, 0)])
+def test_the_next_event_of_any_kind_lets_go_for_a_killed_guard(abandoned, pgbouncer, kind, number):
+    outcome = abandoned.send(kind, number)
+    assert outcome.result is Result.CHANGED
+    assert f"RESUME {WRITE}" in outcome.detail
+    assert pgbouncer.paused() == []
+    assert pgbouncer.query("select 1 as one") == [{"one": "1"}]
+    assert marks(pgbouncer) == []
+    assert abandoned.send(kind, number).result is Result.UNCHANGED
+
+
+def test_nobody_is_let_go_to_a_dead_primary(abandoned, cluster, pgbouncer):
+    cluster.nodes[0].kill()
+    assert abandoned.send(Detach, 0).result is Result.DEFERRED
+    assert abandoned.send(Attach, 1).result is Result.UNCHANGED
+    assert pgbouncer.paused() == [WRITE], "they wait for the promotion"
+    cluster.nodes[1].promote()
+    assert abandoned.send(Attach, 2).result is Result.CHANGED, "the new primary serves reads no more"
+    assert pgbouncer.paused() == [WRITE], "it leads to the old primary still"
+    assert marks(pgbouncer) == [".databases.ini.held"]
+    assert abandoned.send(Promote, 1).result is Result.CHANGED
+    assert pgbouncer.paused() == []
+    assert marks(pgbouncer) == []
+
+
+def test_another_hold_takes_over_from_a_killed_guard(abandoned, brief, pgbouncer):
+    assert brief.hold().result is Result.CHANGED
+    assert len(guards(pgbouncer)) == 1
+    assert wait_until(lambda: not pgbouncer.paused(), 4)
+    assert wait_until(lambda: not guards(pgbouncer), 1)
+    assert marks(pgbouncer) == []
+
+
+def test_events_leave_a_hold_alone_and_an_operators_pause(manager, pgbouncer):
+    assert manager.hold().result is Result.CHANGED
+    for kind, number in ((Detach, 2), (Attach, 2)):
+        assert manager.send(kind, number).result is Result.CHANGED
+        assert pgbouncer.paused() == [WRITE]
+    assert manager.view().of(manager.nodes[0]).detail == f"{WRITE} (paused)"
+    (guard,) = guards(pgbouncer)
+    os.kill(guard, signal.SIGTERM)
+    assert wait_until(lambda: not pgbouncer.paused(), 1)
+    assert wait_until(lambda: not guards(pgbouncer), 1)
+    assert marks(pgbouncer) == []
+    pgbouncer.console(f"PAUSE {WRITE}")
+    for kind, number in ((Detach, 2), (Attach, 2)):
+        assert manager.send(kind, number).result is Result.CHANGED
+        assert pgbouncer.paused() == [WRITE]
+    assert [f.severity for f in manager.check() if f.subject == WRITE and "paused" in f.detail] == [Severity.WARNING]
+
+
+def test_a_mark_that_cannot_be_made_is_no_hindrance(brief, pgbouncer):
+    (pgbouncer.directory / ".databases.ini.held").mkdir()
+    try:
+        assert brief.hold().result is Result.CHANGED
+        assert wait_until(lambda: not pgbouncer.paused(), 4)
+        assert wait_until(lambda: not guards(pgbouncer), 1)
+    finally:
+        (pgbouncer.directory / ".databases.ini.held").rmdir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -89,9 +89,16 @@ def of_file(pooler: Pooler, content: bytes, locations: dict[str, Location]) -> I
 
 
 def of_databases(
-    truth: Truth, pooler: Pooler, databases: Mapping[str, Database], locations: Mapping[str, Location]
+    truth: Truth,
+    pooler: Pooler,
+    databases: Mapping[str, Database],
+    locations: Mapping[str, Location],
+    abandoned: bool = False,
 ) -> Iterator[Finding]:
-    """Compare what PgBouncer has with the file and with the databases. Pure."""
+    """Compare what PgBouncer has with the file and with the databases. Pure.
+
+    :param abandoned: what we paused, nobody is left to let go
+    """
     for name in pooler.entries:
         database = databases.get(name)
         if database is None:
@@ -109,7 +116,14 @@ def of_databases(
                 f"leads to {database.location}, but to {locations[name]} in {pooler.config}",
                 "RELOAD; when that does not help, see PgBouncer's log: before 1.25 a RELOAD reports no failure",
             )
-        if database.paused or database.disabled:
+        if database.paused and abandoned and name in pooler.write:
+            yield Finding(
+                Severity.ERROR,
+                name,
+                "is paused by efm-lb, and the process that lets its clients go was killed",
+                f"RESUME {name} at {pooler.consoles[0]}; else the next event does, once a primary is proven",
+            )
+        elif database.paused or database.disabled:
             yield Finding(Severity.WARNING, name, "is paused" if database.paused else "is disabled", "RESUME or ENABLE")
         yield from _of_place(truth, name, database.location, name in pooler.write)
 
@@ -205,7 +219,7 @@ def _of_process(
     yield Finding(Severity.OK, str(console), f"answers: {session.version(deadline) or 'PgBouncer'}")
     yield _of_admin(session, deadline)
     yield from of_settings(pooler, settings, databases)
-    yield from of_databases(truth, pooler, databases, locations)
+    yield from of_databases(truth, pooler, databases, locations, pooler.is_abandoned())
     if settings.get("so_reuseport") == "1" and not _is_socket(session):
         yield Finding(
             Severity.ERROR,

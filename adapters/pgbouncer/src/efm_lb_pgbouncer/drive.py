@@ -24,9 +24,9 @@ from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, Tempor
 from efm_lb_pgbouncer.console import Console, Database, Interrupted, Refused, Server, Session, quoted
 from efm_lb_pgbouncer.entries import EntryError, Location, edited
 from efm_lb_pgbouncer.pooler import Pooler
-from efm_lb_pgbouncer.targets import Targets, targets
+from efm_lb_pgbouncer.targets import Targets, is_at, targets
 
-__all__ = ["changes", "drive", "in_parallel", "leftovers", "wanted_of", "wrong"]
+__all__ = ["changes", "drive", "in_parallel", "leftovers", "to_resume", "wanted_of", "wrong"]
 
 _MARGIN = 0.1
 """Seconds before the deadline at which to give up, so that the reason is still told."""
@@ -62,7 +62,10 @@ def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
     sessions = _log_in(pooler, give_up)
     try:
         wanted, edits = _write(event, pooler)
-        settled = in_parallel([_settler(console, session, pooler, wanted, give_up) for console, session in sessions])
+        abandoned = pooler.is_abandoned()
+        settled = in_parallel(
+            [_settler(console, session, pooler, wanted, abandoned, give_up) for console, session in sessions]
+        )
     finally:
         for _, session in sessions:
             if isinstance(session, Session):
@@ -76,6 +79,11 @@ def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
         done = f"{'; '.join(did)}; but " if did else ""
         kind = PermanentError if any(isinstance(failure, PermanentError) for failure in failures) else TemporaryError
         raise kind(done + "; ".join(map(str, failures)))
+    primary = wanted.primary
+    if abandoned and primary and all(is_at(wanted.locations[name], primary) for name in pooler.write):
+        from efm_lb_pgbouncer.mark import remove
+
+        remove(pooler.mark)
     return _outcome(event, wanted, did)
 
 
@@ -108,6 +116,21 @@ def wrong(databases: dict[str, Database], wanted: Targets) -> list[str]:
         for name, location in wanted.locations.items()
         if name not in databases or databases[name].location != location
     ]
+
+
+def to_resume(databases: dict[str, Database], pooler: Pooler, wanted: Targets, abandoned: bool) -> list[str]:
+    """The paused entries whose clients may go. Pure.
+
+    What an operator has paused is the operator's, until writes are moved.
+
+    :param abandoned: we paused them, and nobody is left to let go
+    """
+    paused = [name for name in pooler.write if name in databases and databases[name].paused]
+    if wanted.writer:
+        return paused
+    if not abandoned or wanted.primary is None:
+        return []
+    return [name for name in paused if is_at(databases[name].location, wanted.primary)]
 
 
 def leftovers(servers: Sequence[Server], write: Sequence[str], writer: Node, nodes: Sequence[Node]) -> list[Server]:
@@ -222,7 +245,7 @@ class _Told:
 
 
 def _settler(
-    console: Console, session: Session | None, pooler: Pooler, wanted: Targets, limit: float
+    console: Console, session: Session | None, pooler: Pooler, wanted: Targets, abandoned: bool, limit: float
 ) -> Callable[[], list[str]]:
     """The work on one process: done again from its beginning while the process restarts."""
 
@@ -233,7 +256,7 @@ def _settler(
             try:
                 if current is None:
                     current = console.session(limit)
-                _settle(current, pooler, wanted, limit, told)
+                _settle(current, pooler, wanted, abandoned, limit, told)
                 return told.did
             except Interrupted as error:
                 if current:
@@ -254,14 +277,14 @@ def _settler(
     return settle
 
 
-def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, told: _Told) -> None:
+def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, limit: float, told: _Told) -> None:
     databases = session.databases(limit)
     writer = wanted.writer
     if told.begun or wrong(databases, wanted):
         told.begun = True
         databases = _reload(session, pooler, wanted, limit)
         told.add("RELOAD")
-    paused = [name for name in pooler.write if databases[name].paused] if writer else []
+    paused = to_resume(databases, pooler, wanted, abandoned)
     if told.begun or paused:
         told.begun = True
         told.lifted = True
@@ -283,7 +306,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, limit: float, tol
     databases = session.databases(limit)
     if still := wrong(databases, wanted):
         raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
-    if writer and (again := [name for name in pooler.write if databases[name].paused]):
+    if again := to_resume(databases, pooler, wanted, abandoned):
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
 
 
@@ -350,7 +373,7 @@ def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: flo
         from efm_lb_pgbouncer.guard import start
 
         # KILL pauses too: were this process killed before its RESUME, nobody would be served.
-        start([session.console], names, _GUARD, limit)
+        start([session.console], names, _GUARD, pooler.mark, limit)
     for name in names:
         _tell(session, f"KILL {quoted(name)}", limit)
         _resume(session, name, limit)

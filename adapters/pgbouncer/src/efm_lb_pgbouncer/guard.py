@@ -5,8 +5,11 @@ the first PAUSE. It ends as soon as it has seen the databases paused and then no
 or when it is told to end, it RESUMEs what is still paused. It runs on PgBouncer's own host, in a session of its own:
 it outlives the hook and EFM's agent, and a host that dies takes PgBouncer with it.
 
-Run as ``python -I -m efm_lb_pgbouncer.guard HOLD CONNECT_TIMEOUT PASSFILE DATABASES ADMIN...``; writes one line to its
-standard output when it is ready.
+SIGKILL ends it like any process. What it leaves then is its mark (`efm_lb_pgbouncer.mark`), without a lock: the next
+event lets go.
+
+Run as ``python -I -m efm_lb_pgbouncer.guard HOLD CONNECT_TIMEOUT PASSFILE DATABASES MARK ADMIN...``; writes one line to
+its standard output when it is ready.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ class NotGuarded(TemporaryError):
     """The process is not there: nothing may be paused."""
 
 
-def start(consoles: Sequence[Console], names: Sequence[str], hold: float, limit: float) -> int:
+def start(consoles: Sequence[Console], names: Sequence[str], hold: float, mark: str, limit: float) -> int:
     """Start the process and wait until it is logged in everywhere.
 
     :param names: the databases that it lets go
     :param hold: seconds after which it does so
+    :param mark: the path of the mark that it makes
     :param limit: when it must be ready, by ``time.monotonic()``
     :return: its process id
     :raises NotGuarded: it is not ready in time, or cannot be started
@@ -46,7 +50,7 @@ def start(consoles: Sequence[Console], names: Sequence[str], hold: float, limit:
     console = consoles[0]
     argv = [
         *(sys.executable, "-I", "-m", "efm_lb_pgbouncer.guard"),
-        *(f"{hold:g}", f"{console.connect_timeout:g}", console.passfile, ",".join(names)),
+        *(f"{hold:g}", f"{console.connect_timeout:g}", console.passfile, ",".join(names), mark),
         *(each.conninfo for each in consoles),
     ]
     reading, writing = os.pipe()
@@ -78,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
     """
     from _signal import SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
 
-    hold, connect_timeout, passfile, names, *admins = argv
+    from efm_lb_pgbouncer.mark import make, remove
+
+    hold, connect_timeout, passfile, names, mark, *admins = argv
     until = monotonic() + float(hold)
     told: list[int] = []
     for number in (SIGTERM, SIGINT, SIGHUP):
@@ -91,18 +97,36 @@ def main(argv: Sequence[str]) -> int:
     except (TemporaryError, PermanentError) as error:
         os.write(1, f"{error}\n".encode())
         return 1
+    lock = make(mark)
     os.write(1, b"ready\n")
     os.close(1)
+    free = _are_over(watched, until, told) or _let_go(watched)
+    if free and lock is not None:
+        os.close(lock)
+        remove(mark)
+    return 0 if free else 1
+
+
+def _are_over(watched: Sequence[_Watched], until: float, told: Sequence[int]) -> bool:
+    """Wait until somebody has let go of all.
+
+    :param told: no longer empty when nothing is to be waited for any more
+    :return: False when nobody has
+    """
     while not told and monotonic() < until:
         sleep(_POLL if all(each.seen for each in watched) else _FIRST_POLL)
         over = [each.is_over(until) for each in watched]
         if all(over):
-            return 0
+            return True
+    return False
+
+
+def _let_go(watched: Sequence[_Watched]) -> bool:
     last = monotonic() + _LAST_TRIES
     while True:
         free = [each.let_go(last) for each in watched]
         if all(free) or monotonic() > last:
-            return 0 if all(free) else 1
+            return all(free)
         sleep(_POLL)
 
 

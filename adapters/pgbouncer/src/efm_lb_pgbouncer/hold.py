@@ -43,7 +43,7 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         why, names = _holdable(event, pooler, sessions, limit)
         if why or not names:
             return (Outcome.unchanged if "already" in why else Outcome.deferred)(why or "no write entry leads there")
-        pid = start(pooler.consoles, names, pooler.hold, limit)
+        pid = start(pooler.consoles, names, pooler.hold, pooler.mark, limit)
         try:
             _pause(event, sessions, names, limit)
         except (TemporaryError, PermanentError):
@@ -65,7 +65,7 @@ def _holdable(event: Detach, pooler: Pooler, sessions: list[Session], limit: flo
         databases = session.databases(limit)
         mine = [name for name in pooler.write if name in databases and is_at(databases[name].location, event.node)]
         paused = [name for name in mine if databases[name].paused]
-        if paused:
+        if paused and not pooler.is_abandoned():
             return f"{', '.join(paused)} is paused already", []
         if any(_mode(databases[name], session, limit) == _SESSION for name in mine):
             return "not held: in session pooling PAUSE waits until every client has left", []

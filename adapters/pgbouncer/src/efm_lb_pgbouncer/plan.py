@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from efm_lb import Event
-from efm_lb_pgbouncer.drive import changes, leftovers, wanted_of, wrong
+from efm_lb_pgbouncer.drive import changes, leftovers, to_resume, wanted_of, wrong
 from efm_lb_pgbouncer.pooler import Pooler
 
 __all__ = ["plan"]
@@ -19,6 +19,7 @@ def plan(event: Event, pooler: Pooler, deadline: float) -> list[str]:
     wanted = wanted_of(event, pooler, content)
     changed = changes(wanted, pooler.locations(content))
     lines = [f"{pooler.config}: {name} -> {location}" for name, location in changed.items()]
+    abandoned = pooler.is_abandoned()
     for console in pooler.consoles:
         session = console.session(deadline)
         try:
@@ -29,10 +30,9 @@ def plan(event: Event, pooler: Pooler, deadline: float) -> list[str]:
         steps = []
         if changed or wrong(databases, wanted):
             steps.append("RELOAD")
-        if wanted.writer:
-            steps += [f"RESUME {name}" for name in pooler.write if name in databases and databases[name].paused]
-            if left := leftovers(servers, pooler.write, wanted.writer, wanted.nodes):
-                steps.append(f"KILL for what is left of {len(left)} sessions after {pooler.kill_after:g} s")
+        steps += [f"RESUME {name}" for name in to_resume(databases, pooler, wanted, abandoned)]
+        if wanted.writer and (left := leftovers(servers, pooler.write, wanted.writer, wanted.nodes)):
+            steps.append(f"KILL for what is left of {len(left)} sessions after {pooler.kill_after:g} s")
         if steps:
             lines.append(f"{', '.join(steps)} at {console}")
     if wanted.kept and not lines:

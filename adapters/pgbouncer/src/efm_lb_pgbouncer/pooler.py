@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, cast
 
 from efm_lb import Balancer, PermanentError, read_file
@@ -38,6 +39,21 @@ class Pooler(NamedTuple):
     @property
     def entries(self) -> tuple[str, ...]:
         return (*self.write, *self.read)
+
+    @property
+    def mark(self) -> str:
+        """The file that is there while a pause of ours is, see `efm_lb_pgbouncer.mark`."""
+        directory, name = os.path.split(os.path.realpath(self.config))
+        return os.path.join(directory, f".{name}.held")
+
+    def is_abandoned(self) -> bool:
+        """Whether we paused an entry, and the process that would let go of it was killed."""
+        if not os.path.lexists(self.mark):
+            return False
+        # It is hardly ever there.
+        from efm_lb_pgbouncer.mark import is_abandoned
+
+        return is_abandoned(self.mark)
 
     def content(self) -> bytes:
         """The file.

@@ -25,6 +25,7 @@ class Targets(NamedTuple):
     :param kept: write entries that stay on the event's node because no other primary is proven
     :param notes: what else a person must know
     :param nodes: of the cluster
+    :param primary: the proven one, None also when the event is to take it out
     """
 
     locations: Mapping[str, Location]
@@ -32,6 +33,7 @@ class Targets(NamedTuple):
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
+    primary: Node | None = None
 
 
 def is_at(location: Location, node: Node) -> bool:
@@ -75,7 +77,9 @@ def targets(event: Event, write: Mapping[str, Location], read: Mapping[str, Loca
         locations[name], note = _readers(event, location, primary, replaced if moves else [], policy)
         if note:
             notes.append(f"{name} {note}")
-    return Targets(locations, primary if moves else None, kept, tuple(notes), truth.nodes)
+    leaves = isinstance(event, Detach) and primary == event.node
+    writer = primary if moves else None
+    return Targets(locations, writer, kept, tuple(notes), truth.nodes, None if leaves else primary)
 
 
 def _readers(

@@ -29,16 +29,30 @@ def view(nodes: tuple[Node, ...], pooler: Pooler, deadline: float) -> View:
             problems.append(str(error))
     if not seen:
         raise TemporaryError("; ".join(problems))
-    return view_of(nodes, pooler, list(seen.values()), problems)
+    return view_of(nodes, pooler, list(seen.values()), problems, pooler.is_abandoned())
 
 
-def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Database]], problems: list[str]) -> View:
+def view_of(
+    nodes: tuple[Node, ...],
+    pooler: Pooler,
+    seen: list[dict[str, Database]],
+    problems: list[str],
+    abandoned: bool = False,
+) -> View:
     """The view that SHOW DATABASES of all processes amounts to. Pure.
 
-    A node gets the writes when every write entry of every process leads to it, and is attached when any entry does.
+    A node gets the writes when every write entry of every process leads to it, and nobody waits there for good. It is
+    attached when any entry leads to it.
 
     :param problems: what is to be said of processes that did not answer
+    :param abandoned: what we paused, nobody is left to let go
     """
+
+    def gets(databases: dict[str, Database], name: str, node: Node) -> bool:
+        database = databases.get(name)
+        return bool(database and is_at(database.location, node) and not (abandoned and database.paused))
+
+    word = "paused, and nobody lets go" if abandoned else "paused"
     views = []
     for node in nodes:
         entries: dict[str, bool] = {}
@@ -47,10 +61,8 @@ def view_of(nodes: tuple[Node, ...], pooler: Pooler, seen: list[dict[str, Databa
                 database = databases.get(name)
                 if database and node in nodes_at(database.location, nodes):
                     entries[name] = entries.get(name, False) or database.paused
-        writes = all(
-            name in databases and is_at(databases[name].location, node) for databases in seen for name in pooler.write
-        )
-        said = ", ".join(f"{name} (paused)" if paused else name for name, paused in entries.items())
+        writes = all(gets(databases, name, node) for databases in seen for name in pooler.write)
+        said = ", ".join(f"{name} ({word})" if paused else name for name, paused in entries.items())
         attached = True if entries else False if pooler.read else None
         views.append(NodeView(node, attached, writes, "; ".join([said or "in no entry", *problems])))
     strangers = {
