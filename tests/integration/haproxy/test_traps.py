@@ -175,12 +175,48 @@ def test_trap_6_a_broken_configuration_is_found_by_us_and_a_reload_of_it_changes
     assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED, "what was owed is done"
 
 
+def test_trap_7_an_address_is_answered_with_a_text_takes_no_name_and_wraps_a_port(manager, manage, haproxy):
+    """The adapter never gives a server another address; who did so by hand has made it another server."""
+    node = manager.nodes[1]
+    assert "port changed from" in haproxy.command(f"set server {WRITE}/n2 addr 127.0.0.12 port 99999")
+    assert "Invalid addr 'localhost'" in haproxy.command(f"set server {WRITE}/n2 addr localhost")
+    row = next(line.split() for line in haproxy.command(f"show servers state {WRITE}").splitlines() if " n2 " in line)
+    assert row[18] == str(99999 - 65536), "this is the trap"
+    assert f"pg_write: has no server {node.address}: once it is the primary, nothing is written" in findings(manager)
+    with pytest.raises(PermanentError, match=f"proxy {WRITE} has no server {node.address}.*its writes are not moved"):
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    assert haproxy.ready() == [manager.nodes[0].host], "writes are not sent to whatever is there"
+    answer = haproxy.command(f"set server {WRITE}/n2 addr {node.host} port {node.port}")
+    assert "port changed from" in answer, "an answer that is a success"
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert haproxy.ready() == [node.host]
+    with pytest.raises(PermanentError, match="neither the path of a Unix socket nor host:port"):
+        manage(haproxy, socket="127.0.0.1:99999").view()
+
+
 def test_trap_8_what_fails_does_not_stop_the_rest_of_a_line_and_is_noticed(manager, haproxy):
     answer = haproxy.command(f"set server {WRITE}/absent state maint; set server {WRITE}/n2 state ready")
     assert answer == "No such server.\n\n\n"
     assert len(haproxy.ready()) == 2, "this is the trap"
     assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
     assert haproxy.ready() == [manager.nodes[1].host]
+
+
+def test_trap_9_a_dead_server_that_is_made_ready_is_up_until_a_check_fails(start_haproxy, manage, cluster):
+    haproxy = start_haproxy(server="check inter 1s fastinter 1s rise 1 fall 1")
+    manager = manage(haproxy)
+    host = cluster.nodes[2].host
+    cluster.nodes[2].stop()
+    assert wait_until(lambda: host not in haproxy.ready(READ), 12), "the check finds it down"
+    haproxy.command(f"set server {READ}/n3 state maint")
+    told = haproxy.command(f"set server {READ}/n3 state ready; show servers state {READ}").splitlines()
+    row = next(line.split() for line in told if " n3 " in line)
+    assert row[5:7] == ["2", "0"], "this is the trap: up, and in no maintenance"
+    assert wait_until(lambda: host not in haproxy.ready(READ), 12)
+    haproxy.command(f"set server {READ}/n3 state maint")
+    with pytest.raises(TemporaryError, match="does not answer, so it is not attached"):
+        manager.send(Attach, 2)
+    assert host not in haproxy.ready(READ)
 
 
 def test_trap_9_a_server_that_a_check_found_down_is_up_at_once(start_haproxy, manage, cluster):

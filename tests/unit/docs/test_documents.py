@@ -221,6 +221,13 @@ def test_the_changelog_has_this_version_and_the_plugin_api() -> None:
     assert "### Plugin API" in text
 
 
+@pytest.mark.parametrize("adapter", sorted(ROOT.glob("adapters/*")), ids=lambda path: path.name)
+def test_every_module_of_an_adapter_is_described(adapter: Path) -> None:
+    rows = table((adapter / "README.md").read_text(), "module")
+    described = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(described) == sorted(path.stem for path in adapter.glob("src/*/*.py") if path.stem != "__init__")
+
+
 # Links and words
 
 
