@@ -57,6 +57,10 @@ def readers(event, present, policy="fallback", writer="1"):
         (Promote(N2, truth("xPx")), "2", "never", "1"),
         (Detach(N1, truth("xss")), "123", "always", "2,3"),
         (Detach(N1, truth("xss")), "23", "fallback", "2,3"),
+        # the live primary, because the operator says so
+        (Detach(N1, truth("Pss")), "123", "always", "1,2,3"),
+        (Detach(N1, truth("Pss")), "123", "fallback", "2,3"),
+        (Detach(N1, truth("Pxx")), "1", "fallback", "1"),
     ],
 )
 def test_readers(event, present, policy, expected) -> None:
