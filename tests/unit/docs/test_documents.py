@@ -249,30 +249,81 @@ def test_every_page_can_be_found_from_the_readme() -> None:
     assert not [page.name for page in DOCS.glob("*.md") if f"docs/{page.name}" not in text]
 
 
-def messages() -> set[str]:
+CORE = sorted(ROOT.glob("core/src/**/*.py"))
+ADAPTERS = sorted(ROOT.glob("adapters/*/src/**/*.py"))
+FOREIGN = {
+    "no pg_hba.conf entry", "password authentication failed", "Connection refused", "Permission denied (uid",
+    "already suspended/paused",
+}  # fmt: skip
+"""What PostgreSQL, PgBouncer or the operating system says."""
+ERRORS = ("TemporaryError", "PermanentError", "Interrupted", "NotGuarded", "EntryError")
+"""What an adapter raises."""
+
+
+def messages(sources: list[Path]) -> set[str]:
     """Every literal piece of text in the code, with the pieces between the values of an f-string on their own."""
     found = set()
-    for source in [*ROOT.glob("core/src/**/*.py"), *ROOT.glob("adapters/*/src/**/*.py")]:
+    for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value.strip())
     return found
 
 
+def lines_of_the_runbook(*headings: str) -> list[str]:
+    """What the tables under these headings quote."""
+    rows = [row for heading in headings for row in table(read("docs/runbook.md"), heading)]
+    return [line for row in rows for line in re.findall(r"`([^`]+)`", row[0])]
+
+
+def parts_of(lines: list[str]) -> set[str]:
+    """What is between the values, if it is long enough to be told apart."""
+    parts = {part.strip(" :,;()[]") for line in lines for part in line.split("...")} - FOREIGN
+    return {part for part in parts if len(part) > 9}
+
+
 def test_the_lines_of_the_runbook_are_printed_somewhere() -> None:
-    pieces = {piece for piece in messages() if len(piece) > 7}
-    lines = [
-        line
-        for heading in ("line", "note", "line of pgpool")
-        for row in table(read("docs/runbook.md"), heading)
-        for line in re.findall(r"`([^`]+)`", row[0])
-    ]
+    pieces = {piece for piece in messages([*CORE, *ADAPTERS]) if len(piece) > 7}
+    lines = lines_of_the_runbook("line", "note", "line of pgpool")
     assert len(lines) > 40
-    # What PostgreSQL or the operating system says.
-    foreign = {"no pg_hba.conf entry", "password authentication failed", "Connection refused", "Permission denied (uid"}
-    parts = {part.strip(" :,;()[]") for line in lines for part in line.split("...")} - foreign
-    unknown = {part for part in parts if len(part) > 9 and not any(part in one or one in part for one in pieces)}
+    unknown = {part for part in parts_of(lines) if not any(part in one or one in part for one in pieces)}
     assert not unknown, "nothing prints these"
+
+
+@pytest.mark.parametrize("adapter", ["haproxy", "pgbouncer"])
+def test_the_lines_of_an_adapter_are_printed_by_it(adapter: str) -> None:
+    """Word for word: in these tables every value is three points."""
+    own = [path for path in ADAPTERS if path.parent.name == f"efm_lb_{adapter}"]
+    pieces = messages([*own, ROOT / "core/src/efm_lb/replace.py"])
+    lines = lines_of_the_runbook(f"line of {adapter}")
+    assert len(lines) > 30
+    assert not {part for part in parts_of(lines) if not any(part in one for one in pieces)}, "it prints none of these"
+
+
+@pytest.mark.parametrize("adapter", ["haproxy", "pgbouncer"])
+def test_whatever_an_adapter_raises_is_in_the_runbook(adapter: str) -> None:
+    # A call of the core's is never about these, and the commands for people show what they ask.
+    impossible = ("is not proven to be the only primary", "does not answer, so it is not attached")
+    parts = parts_of(lines_of_the_runbook(f"line of {adapter}"))
+    raised = [text for path in ADAPTERS if path.parent.name == f"efm_lb_{adapter}" for text in raises(path)]
+    assert len(raised) > 15
+    missing = [text for text in raised if not any(part in text for part in parts)]
+    assert [text for text in missing if text not in impossible] == []
+
+
+def raises(source: Path) -> list[str]:
+    """The longest literal piece of each text that an error is made of, where it is long enough to be told apart."""
+    found = []
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            pieces = [
+                piece.value.strip(" :,;()[]")
+                for argument in node.args
+                for piece in ast.walk(argument)
+                if isinstance(piece, ast.Constant) and isinstance(piece.value, str)
+            ]
+            found += [piece for piece in [max(pieces, key=len, default="")] if len(piece) > 9]
+    return found
 
 
 def test_a_wrong_env_example_would_be_found(tmp_path: Path) -> None:
