@@ -8,16 +8,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from efm_lb import PermanentError, Promote, Result, TemporaryError
+from efm_lb import PermanentError, Promote, Result, Severity, TemporaryError
 from efm_lb.rehearsal import programs
 from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.stage import Stage, free_port
 from efm_lb.rehearsal.waiting import wait_until
+from efm_lb_haproxy import adapter
 from integration.haproxy.conftest import Manager
 from unit.docs.documents import blocks, read
 
@@ -25,22 +28,43 @@ HEAD, TLS = blocks(read("docs/haproxy.md"), "text")[:2]
 (RECIPE,) = (block for block in blocks(read("docs/haproxy.md"), "sh") if "openssl" in block)
 
 
-def proxies(cluster: Cluster) -> str:
-    """The page's haproxy.cfg without its global section, for the cluster's nodes and on ports that are free."""
-    text = HEAD[HEAD.index("defaults\n") :]
-    for number, node in enumerate(cluster.nodes, start=11):
-        text = text.replace(f"10.0.0.{number}:5444", node.address)
-    for port in ("5000", "5001"):
-        text = text.replace(f"bind :{port}", f"bind 127.0.0.1:{free_port('127.0.0.1')}")
-    assert ":5444" not in text
-    assert "bind :" not in text
+def replaced(text: str, *pairs: tuple[str, str]) -> str:
+    """The text with what this host does not have in the words of this host."""
+    for found, here in pairs:
+        assert found in text
+        text = text.replace(found, here)
     return text
+
+
+def page(cluster: Cluster) -> str:
+    """The page's haproxy.cfg, for the cluster's nodes and on ports that are free."""
+    nodes = [(f"10.0.0.{number}:5444", node.address) for number, node in enumerate(cluster.nodes, start=11)]
+    ports = [(f"bind :{port}", f"bind 127.0.0.1:{free_port('127.0.0.1')}") for port in ("5000", "5001")]
+    return replaced(HEAD, *nodes, *ports)
+
+
+def test_the_configuration_is_one_that_check_has_nothing_against(
+    start_haproxy: Callable[..., Haproxy], cluster: Cluster, manage: Callable[..., Manager]
+) -> None:
+    haproxy = start_haproxy()
+    worker = haproxy.worker()
+    haproxy.write_config(
+        replaced(page(cluster), ("/run/haproxy/admin.sock user efm", f"{haproxy.socket} expose-fd listeners"))
+    )
+    haproxy.reload()
+    assert worker
+    haproxy.wait_reloaded(worker)
+    manager = manage(haproxy)
+    findings = list(adapter.efm_lb_check(manager.truth(), manager.balancer, time.monotonic() + 10))
+    assert [str(finding) for finding in findings if finding.severity is not Severity.OK] == []
+    assert manager.belief() == "W r r"
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert manager.belief() == "- W r"
 
 
 def make_certificates(directory: Path) -> Path:
     """By the page's commands, but for the address that stands for ``edge1`` here."""
-    script = RECIPE.replace("DNS:$name", "IP:127.0.0.1")
-    assert script != RECIPE
+    script = replaced(RECIPE, ("DNS:$name", "IP:127.0.0.1"))
     directory.mkdir()
     subprocess.run(["sh", "-eu"], input=script.encode(), cwd=directory, check=True, capture_output=True, timeout=120)
     return directory
@@ -91,17 +115,16 @@ def test_tls_in_front_of_a_socket_inside_a_chroot(
     jail = stage.directory / "jail"
     jail.mkdir(mode=0o755)
     port = free_port("127.0.0.1")
-    text = TLS
-    for found, here in (
+    text = replaced(
+        TLS,
         ("/var/lib/haproxy", str(jail)),
         ("/etc/haproxy/cli.pem", str(certificates / "edge1.pem")),
         ("/etc/haproxy/ca.pem", str(certificates / "ca.pem")),
         ("bind :9999", f"bind 127.0.0.1:{port}"),
-    ):
-        assert found in text
-        text = text.replace(found, here)
+    )
+    proxies = page(cluster)
     path = stage.directory / "haproxy.cfg"
-    path.write_text(text + "\n" + proxies(cluster))
+    path.write_text(text + "\n" + proxies[proxies.index("defaults\n") :])
     master = stage.start([programs.haproxy(), "-W", "-db", "-f", path], stage.directory / "log")
     assert wait_until(lambda: (jail / "cli.sock").exists(), 10), (stage.directory / "log").read_text()
 

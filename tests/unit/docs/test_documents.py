@@ -141,6 +141,18 @@ def test_the_pgpool_block_is_the_readmes() -> None:
     assert example.strip() in env_example()
 
 
+@pytest.mark.parametrize("name", ["haproxy", "pgbouncer"])
+def test_the_blocks_of_the_other_pages_are_accepted(name: str, tmp_path: Path) -> None:
+    (example,) = (block for block in blocks(read(f"docs/{name}.md"), "sh") if "__ADAPTER=" in block)
+    path = tmp_path / "efm.env"
+    path.write_text(f"{example}EFM_LB_NODES=10.0.0.11:5444,10.0.0.12:5444\nEFM_LB_STATE_DIR={tmp_path}\n")
+    path.chmod(0o640)
+    configuration, _ = settings_of("efm", str(path), {})
+    (balancer,) = configuration.balancers
+    assert balancer.adapter == name
+    assert set(balancer.settings) > {"write", "read", "config"}
+
+
 def test_the_lines_for_efm_are_calls() -> None:
     (example,) = blocks(read("README.md"), "properties")
     properties = dict(line.split("=", 1) for line in example.splitlines())
