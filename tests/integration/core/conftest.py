@@ -15,13 +15,13 @@ from efm_lb.rehearsal.pgbouncer import Pgbouncer
 
 @pytest.fixture
 def pair(cluster: Cluster, tmp_path: Path) -> Callable[..., Hook]:
-    """Make a hook for a HAProxy and a PgBouncer, which are balancers ``edge`` and ``pgb1``.
+    """Make a hook for a HAProxy and a PgBouncer, which are balancers ``edge1`` and ``pgb1``.
 
     ``pair(haproxy, pgbouncer, EFM_LB_DEADLINE=5)``
     """
 
     def make(haproxy: Haproxy, pgbouncer: Pgbouncer, **extra: object) -> Hook:
-        variables = {**haproxy.variables(), "EFM_LB_CONNECT_TIMEOUT": 1, **extra}
-        return efm_lb_hook(hook_environment(cluster, [], tmp_path.name, variables, poolers=[pgbouncer]))
+        variables = {"EFM_LB_CONNECT_TIMEOUT": 1, **extra}
+        return efm_lb_hook(hook_environment(cluster, [haproxy, pgbouncer], tmp_path.name, variables))
 
     return make

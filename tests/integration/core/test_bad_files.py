@@ -79,7 +79,7 @@ def test_a_haproxy_cfg_that_haproxy_refuses(
     node = cluster.nodes[2]
     run = hook("detach", node.name, "s")
     assert run.exit_code == 75, run.output
-    said = told(run.output, "edge")
+    said = told(run.output, "edge1")
     expected = message.format(path=re.escape(str(haproxy.config)), line=number_of(bad, part))
     assert re.search(expected, said), said
     assert "not kept, so that a reload undoes it" in said
@@ -91,7 +91,7 @@ def test_a_haproxy_cfg_that_haproxy_refuses(
     haproxy.write_config(good)
     again = hook("detach", node.name, "s")
     assert again.exit_code == 0, again.output
-    assert f"{haproxy.config}:{number_of(good, 'server n3')} written" in told(again.output, "edge")
+    assert f"{haproxy.config}:{number_of(good, 'server n3')} written" in told(again.output, "edge1")
     assert told(again.output, "pgb1").startswith("unchanged")
 
 
@@ -105,7 +105,7 @@ def test_a_server_that_is_missing_in_haproxy_cfg(
     before = files_in(haproxy.directory)
     run = hook("attach", node.name, "s")
     assert run.exit_code == 69, run.output
-    assert f"CONFIG has no server line for {node.address} in proxy {READ}" in told(run.output, "edge")
+    assert f"CONFIG has no server line for {node.address} in proxy {READ}" in told(run.output, "edge1")
     assert files_in(haproxy.directory) == before
     assert node.host in haproxy.ready(READ)
     assert told(run.output, "pgb1").startswith("changed")
@@ -118,12 +118,12 @@ def test_a_server_that_haproxy_does_not_have(
     node = cluster.nodes[2]
     lines = haproxy.config.read_text().splitlines(keepends=True)
     haproxy.write_config("".join(line for line in lines if "server n3" not in line))
-    haproxy.stop()
+    haproxy.process.stop()
     haproxy.launch()
     before = files_in(haproxy.directory)
     run = pair(haproxy, pgbouncer)("detach", node.name, "s")
     assert run.exit_code == 69, run.output
-    said = told(run.output, "edge")
+    said = told(run.output, "edge1")
     assert f"HAProxy has no server {node.address} ({node.name}); it has " in said
     assert cluster.nodes[1].address in said, "those that it has are listed"
     assert files_in(haproxy.directory) == before
@@ -202,7 +202,7 @@ def test_entries_that_cannot_be_understood(
     assert f"{place}: {message}" in told(run.output, "pgb1")
     assert files_in(pgbouncer.directory) == before
     assert pgbouncer.places() == places
-    assert told(run.output, "edge").startswith("changed")
+    assert told(run.output, "edge1").startswith("changed")
     assert node.host not in haproxy.ready(READ)
 
     pgbouncer.write_entries(good)
@@ -229,7 +229,7 @@ def test_a_file_that_includes_itself(
     assert pgbouncer.entries.read_text() == wanted, "right and whole for the day that it is loaded"
     settings = {row["key"]: row["value"] for row in pgbouncer.show("config")}
     assert settings["server_login_retry"] == "15", "nothing is left that was only for the moment"
-    assert told(run.output, "edge").startswith("changed")
+    assert told(run.output, "edge1").startswith("changed")
 
     pgbouncer.write_entries(wanted.replace(loop, ""))
     again = hook("detach", node.name, "s")
@@ -273,7 +273,7 @@ def _is_a_pipe(path: Path) -> None:
         (_is_a_pipe, 69, "{path} is no regular file"),
     ],
 )
-@pytest.mark.parametrize("of", ["edge", "pgb1"])
+@pytest.mark.parametrize("of", ["edge1", "pgb1"])
 def test_files_that_are_none(
     hook: Hook,
     cluster: Cluster,
@@ -284,7 +284,7 @@ def test_files_that_are_none(
     code: int,
     message: str,
 ) -> None:
-    path = haproxy.config if of == "edge" else pgbouncer.entries
+    path = haproxy.config if of == "edge1" else pgbouncer.entries
     good = path.read_text()
     try:
         spoil(path)
@@ -294,7 +294,7 @@ def test_files_that_are_none(
         cluster.stage.write(path, good)
     assert run.exit_code == code, run.output
     assert message.format(path=path) in told(run.output, of)
-    assert told(run.output, "pgb1" if of == "edge" else "edge").startswith("changed")
+    assert told(run.output, "pgb1" if of == "edge1" else "edge1").startswith("changed")
 
 
 @contextmanager
@@ -321,7 +321,7 @@ def small(
     directory = cluster.stage.make_directory(f"small-{haproxy.name}")
     with mounted(directory, cluster):
         cluster.stage.write(directory / "haproxy.cfg", haproxy.config.read_text())
-        haproxy.stop()
+        haproxy.process.stop()
         haproxy.config = directory / "haproxy.cfg"
         haproxy.launch()
         ini = pgbouncer.directory / "pgbouncer.ini"
@@ -342,14 +342,14 @@ def test_a_full_disk(small: tuple[Path, Haproxy, Pgbouncer], pair: MakePair, clu
     before, places = files_in(directory), pgbouncer.places()
     run = hook("detach", node.name, "s")
     assert run.exit_code == 75, run.output
-    assert f"cannot write next to {haproxy.config} to validate it: No space left on device" in told(run.output, "edge")
+    assert f"cannot write next to {haproxy.config} to validate it: No space left on device" in told(run.output, "edge1")
     assert f"cannot replace {pgbouncer.entries}: No space left on device" in told(run.output, "pgb1")
     assert files_in(directory) == before
     assert node.host not in haproxy.ready(READ)
     assert pgbouncer.places() == places, "not told what no file says"
 
-    unvalidated = pair(haproxy, pgbouncer, EFM_LB_BALANCERS__EDGE__PROGRAM="none")("detach", node.name, "s")
-    assert f"cannot replace {haproxy.config}: No space left on device" in told(unvalidated.output, "edge")
+    unvalidated = pair(haproxy, pgbouncer, EFM_LB_BALANCERS__EDGE1__PROGRAM="none")("detach", node.name, "s")
+    assert f"cannot replace {haproxy.config}: No space left on device" in told(unvalidated.output, "edge1")
     assert files_in(directory) == before
 
     filler.unlink()
@@ -366,7 +366,7 @@ def test_a_read_only_file_system(small: tuple[Path, Haproxy, Pgbouncer], pair: M
     subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
     run = hook("detach", cluster.nodes[2].name, "s")
     assert run.exit_code == 75, run.output
-    assert f"cannot write next to {haproxy.config} to validate it: Read-only file system" in told(run.output, "edge")
+    assert f"cannot write next to {haproxy.config} to validate it: Read-only file system" in told(run.output, "edge1")
     assert f"cannot replace {pgbouncer.entries}: Read-only file system; uid 0 must be" in told(run.output, "pgb1")
     assert files_in(directory) == before
     subprocess.run(["mount", "-o", "remount,rw", str(directory)], check=True)
@@ -425,7 +425,7 @@ def test_directories_that_may_not_be_written(
             os.chown(path, 0, 0)
     assert run.exit_code == 75, run.output
     uid = account.uid
-    assert f"next to {haproxy.config} to validate it: Permission denied (as uid {uid})" in told(run.output, "edge")
+    assert f"next to {haproxy.config} to validate it: Permission denied (as uid {uid})" in told(run.output, "edge1")
     assert f"{pgbouncer.entries}: Permission denied; uid {uid} must be able to write" in told(run.output, "pgb1")
     assert files_in(haproxy.directory) | files_in(pgbouncer.directory) == before
 

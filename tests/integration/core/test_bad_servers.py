@@ -27,7 +27,7 @@ from efm_lb_haproxy.reloads import is_reloading
 from integration.real import told
 
 MakePair = Callable[..., Hook]
-SOCKET = "EFM_LB_BALANCERS__EDGE__SOCKET"
+SOCKET = "EFM_LB_BALANCERS__EDGE1__SOCKET"
 ADMIN = "EFM_LB_BALANCERS__PGB1__ADMIN"
 
 
@@ -151,7 +151,7 @@ def test_a_socket_that_is_no_haproxy(
     with serve(tmp_path_factory.mktemp("s")) as where:
         run = both.detach(**{SOCKET: where})
     assert run.exit_code == code, run.output
-    said = told(run.output, "edge")
+    said = told(run.output, "edge1")
     assert where in said
     assert re.search(message, said), said
     assert both.haproxy.config.read_bytes() == both.cfg
@@ -163,8 +163,8 @@ def test_a_socket_of_the_other_servers(both: Both, cluster: Cluster) -> None:
     for where in (cluster.nodes[0].address, f"127.0.0.1:{both.pgbouncer.port}"):
         run = both.detach(**{SOCKET: where})
         assert run.exit_code in (69, 75), run.output
-        assert where in told(run.output, "edge")
-        assert "`stats socket`" in told(run.output, "edge")
+        assert where in told(run.output, "edge1")
+        assert "`stats socket`" in told(run.output, "edge1")
         assert both.haproxy.config.read_bytes() == both.cfg
         assert both.pgbouncer_is_right
 
@@ -174,17 +174,17 @@ def test_a_haproxy_that_does_not_answer(both: Both, start_haproxy: Callable[...,
     both.haproxy = start_haproxy()
     both.cfg = both.haproxy.config.read_bytes()
     if how == "frozen":
-        both.haproxy.freeze()
+        both.haproxy.process.freeze()
     else:
-        both.haproxy.kill()
+        both.haproxy.process.kill()
     run = both.detach()
     assert run.exit_code == 75, run.output
     expected = "did not answer in time" if how == "frozen" else f"cannot connect to {both.haproxy.socket}: Connection"
-    assert expected in told(run.output, "edge")
+    assert expected in told(run.output, "edge1")
     assert both.haproxy.config.read_bytes() == both.cfg
     assert both.pgbouncer_is_right
     if how == "frozen":
-        both.haproxy.thaw()
+        both.haproxy.process.thaw()
     else:
         both.haproxy.launch()
     again = both.detach()
@@ -198,11 +198,10 @@ def test_a_haproxy_that_is_being_reloaded(both: Both) -> None:
     worker = haproxy.worker() or 0
     haproxy.reload()
     assert wait_until(lambda: is_reloading(worker), 2, interval=0.0005)
-    assert haproxy.process
     # It would be over before the hook has started.
-    haproxy.process.send_signal(signal.SIGSTOP)
+    haproxy.process.send(signal.SIGSTOP)
     assert is_reloading(worker)
-    resume = later(1, haproxy.thaw)
+    resume = later(1, haproxy.process.thaw)
     try:
         run = both.detach()
     finally:
@@ -243,7 +242,7 @@ def test_an_admin_that_is_no_pgbouncer(
     assert f"port={port}" in said
     assert re.search(message, said), said
     assert (both.pgbouncer.entries.read_bytes() != both.entries) == written
-    assert told(run.output, "edge").startswith("changed")
+    assert told(run.output, "edge1").startswith("changed")
     assert both.haproxy_is_right
 
 
@@ -300,9 +299,9 @@ def test_a_database_server_instead_of_pgbouncer(both: Both, cluster: Cluster) ->
 def test_a_pgbouncer_that_does_not_answer(both: Both, how: str) -> None:
     """The file decides what it does when it starts, so that is right already."""
     if how == "frozen":
-        both.pgbouncer.freeze()
+        both.pgbouncer.process.freeze()
     else:
-        both.pgbouncer.stop()
+        both.pgbouncer.process.stop()
     run = both.detach()
     assert run.exit_code == 75, run.output
     said = told(run.output, "pgb1")
@@ -310,7 +309,7 @@ def test_a_pgbouncer_that_does_not_answer(both: Both, how: str) -> None:
     assert re.search("no answer in time|went silent" if how == "frozen" else "Connection refused|No such file", said)
     assert both.haproxy_is_right
     if how == "frozen":
-        both.pgbouncer.thaw()
+        both.pgbouncer.process.thaw()
     else:
         both.pgbouncer.launch()
     again = both.detach()
@@ -326,7 +325,7 @@ def test_a_pgbouncer_that_restarts_during_a_promotion(
     old.kill()
     new.promote()
     other.follow(new)
-    pgbouncer.stop()
+    pgbouncer.process.stop()
     start = later(1, pgbouncer.launch)
     try:
         run = hook("attach", new.name, "p")

@@ -64,7 +64,7 @@ def test_runs_that_change_the_file_and_the_balancer(
     cluster: Cluster, haproxy: Haproxy, pgbouncer: Pgbouncer, tmp_path: Path
 ) -> None:
     """Down to the validated and replaced haproxy.cfg, and the entry that PgBouncer has loaded."""
-    run = Process(hook_environment(cluster, [], tmp_path.name, haproxy.variables(), poolers=[pgbouncer]))
+    run = Process(hook_environment(cluster, [haproxy, pgbouncer], tmp_path.name))
     old, new, standby = cluster.nodes
     assert "took the slow way" in run("attach", standby.name, "s")[0]
     for words in (("detach", standby.name, "s"), ("attach", standby.name, "s"), ("detach", old.name, "p")):
@@ -76,7 +76,7 @@ def test_runs_that_change_the_file_and_the_balancer(
     old.stop()
     new.promote()
     report, imported = run("promote", new.name)
-    assert "edge: changed" in report
+    assert "edge1: changed" in report
     assert "pgb1: changed" in report
     assert imported >= {*AFFORDED, "efm_lb_haproxy.validate", "efm_lb_pgbouncer.entries"}, "the whole hook ran"
     assert not imported & {*NOT_AFFORDED, "efm_lb_pgbouncer.guard"}

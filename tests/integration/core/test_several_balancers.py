@@ -25,7 +25,7 @@ class All:
     def __init__(self, cluster: Cluster, pgpool: Pgpool, haproxy: Haproxy, pgbouncer: Pgbouncer, name: str) -> None:
         self.pgpool, self.haproxy, self.pgbouncer = pgpool, haproxy, pgbouncer
         self._cluster = cluster
-        env_file = hook_environment(cluster, [pgpool], name, haproxy.variables(), poolers=[pgbouncer])
+        env_file = hook_environment(cluster, [pgpool, haproxy, pgbouncer], name)
         self.hook: Hook = efm_lb_hook(env_file)
 
     def state(self) -> dict[str, str]:
@@ -33,7 +33,7 @@ class All:
         ready = {proxy: self.haproxy.ready(proxy) for proxy in (WRITE, READ)}
         places = {name: place.rpartition(":")[0].split(",") for name, place in self.pgbouncer.places().items()}
         hosts = {
-            "edge": (ready[WRITE], ready[READ]),
+            "edge1": (ready[WRITE], ready[READ]),
             "pgb1": (places[WRITE_ENTRY], places[READ_ENTRY]),
         }
         told = {
@@ -61,13 +61,13 @@ def everything(cluster: Cluster, pgpool: Pgpool, haproxy: Haproxy, pgbouncer: Pg
 
 def results(run: Run) -> dict[str, str]:
     """What came of it per balancer: the words before the time."""
-    pattern = re.compile(r"(edge|pgb1|pool1): ([a-z ]+) in \d+\.\d\d s: ")
+    pattern = re.compile(r"(edge1|pgb1|pool1): ([a-z ]+) in \d+\.\d\d s: ")
     found = (pattern.match(line) for line in run.output.splitlines())
     return {match[1]: match[2] for match in found if match}
 
 
 def alike(word: str) -> dict[str, str]:
-    return dict.fromkeys(("edge", "pgb1", "pool1"), word)
+    return dict.fromkeys(("edge1", "pgb1", "pool1"), word)
 
 
 def test_a_standby_goes_and_comes_back(everything: All, cluster: Cluster) -> None:
@@ -77,7 +77,7 @@ def test_a_standby_goes_and_comes_back(everything: All, cluster: Cluster) -> Non
     assert run.exit_code == 0, run.output
     assert run.output.splitlines()[0] == f"detach {node.name} standby: {node.name} is a standby, and is up"
     assert results(run) == alike("changed")
-    assert told(run.output, "edge").endswith(
+    assert told(run.output, "edge1").endswith(
         f"{READ}/n3 ({node.address}) is drained; {everything.haproxy.config}:22 written"
     )
     assert told(run.output, "pgb1").endswith(f"{READ_ENTRY} -> {cluster.nodes[1].address}; RELOAD")
@@ -148,7 +148,7 @@ def test_a_failover(everything: All, cluster: Cluster) -> None:
     old.kill()
     detach = everything.hook("detach", old.name, "p")
     assert detach.exit_code == 0, detach.output
-    assert results(detach) == {"edge": "changed", "pgb1": "deferred", "pool1": "deferred"}, detach.output
+    assert results(detach) == {"edge1": "changed", "pgb1": "deferred", "pool1": "deferred"}, detach.output
     new.promote()
     other.follow(new)
     attach = everything.hook("attach", new.name, "p")
@@ -158,19 +158,15 @@ def test_a_failover(everything: All, cluster: Cluster) -> None:
     assert everything.writers() == {new.host}
 
 
-def _stop(server: Haproxy | Pgbouncer | Pgpool) -> None:
-    server.kill() if isinstance(server, Haproxy | Pgpool) else server.stop()
-
-
-@pytest.mark.parametrize("name", ["edge", "pgb1", "pool1"])
+@pytest.mark.parametrize("name", ["edge1", "pgb1", "pool1"])
 def test_one_of_them_is_down(everything: All, cluster: Cluster, name: str) -> None:
     servers: dict[str, Haproxy | Pgbouncer | Pgpool] = {
-        "edge": everything.haproxy,
+        "edge1": everything.haproxy,
         "pgb1": everything.pgbouncer,
         "pool1": everything.pgpool,
     }
     node = cluster.nodes[2]
-    _stop(servers[name])
+    servers[name].process.kill()
     run = everything.hook("detach", node.name, "s")
     assert run.exit_code == 75, run.output
     assert results(run) == {**alike("changed"), name: "failed temporarily"}
@@ -185,11 +181,11 @@ def test_status_and_plan_agree_with_what_they_do(everything: All, cluster: Clust
     everything.hook("detach", node.name, "s")
     status = everything.hook("status")
     assert status.exit_code == 75, status.output
-    for name in ("edge", "pgb1", "pool1"):
+    for name in ("edge1", "pgb1", "pool1"):
         assert f"! {name}: {node.name} is up, but detached" in status.output
     plan = everything.hook("plan")
     assert plan.exit_code == 0, plan.output
-    for name in ("edge", "pgb1", "pool1"):
+    for name in ("edge1", "pgb1", "pool1"):
         assert f"{name}: attach {node.name}: " in plan.output
     everything.hook("attach", node.name, "s")
     assert everything.hook("status").exit_code == 0
