@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import Hook, efm_lb_hook, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
+from integration.real import follow_ups
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +26,14 @@ def standing_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(standing_cluster: Cluster) -> Cluster:
+def cluster(standing_cluster: Cluster) -> Iterator[Cluster]:
     """Three nodes: ``nodes[0]`` is the primary on the first timeline, the others are its standbys."""
     standing_cluster.reset()
-    return standing_cluster
+    yield standing_cluster
+    # A follow-up watches for a promotion, and would see that of the next test.
+    for pid in follow_ups(standing_cluster):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

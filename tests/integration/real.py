@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
+from pathlib import Path
 from types import ModuleType
 
 from efm_lb import Attach, Balancer, Detach, Event, Node, NodeState, Outcome, Promote, Reach, Role, Truth
 from efm_lb.rehearsal.cluster import Cluster
 
-__all__ = ["nodes_of", "send", "told", "truth_of"]
+__all__ = ["follow_ups", "nodes_of", "send", "told", "truth_of"]
 
 HOOKS = {Attach: "efm_lb_attach", Detach: "efm_lb_detach", Promote: "efm_lb_promote"}
 
@@ -36,6 +38,17 @@ def told(output: str, balancer: str) -> str:
     """What the report of a hook says of one balancer."""
     (line,) = [line for line in output.splitlines() if line.startswith(f"{balancer}: ")]
     return line.removeprefix(f"{balancer}: ")
+
+
+def follow_ups(cluster: Cluster) -> list[int]:
+    """The processes that judge a call about ``cluster`` again."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (directory / "cmdline").read_text(errors="replace").split("\0")
+            if "--follow-up" in words and any(f"{cluster.stage.directory}/" in word for word in words):
+                found.append(int(directory.name))
+    return found
 
 
 def _state(cluster: Cluster, number: int, silent: bool) -> NodeState:

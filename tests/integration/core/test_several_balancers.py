@@ -77,9 +77,9 @@ def test_a_standby_goes_and_comes_back(everything: All, cluster: Cluster) -> Non
     assert run.exit_code == 0, run.output
     assert run.output.splitlines()[0] == f"detach {node.name} standby: {node.name} is a standby, and is up"
     assert results(run) == alike("changed")
-    assert told(run.output, "edge1").endswith(
-        f"{READ}/n3 ({node.address}) is drained; {everything.haproxy.config}:22 written"
-    )
+    said = told(run.output, "edge1")
+    assert f"{READ}/n3 ({node.address}) is drained; {everything.haproxy.config}:" in said
+    assert said.endswith(" written")
     assert told(run.output, "pgb1").endswith(f"{READ_ENTRY} -> {cluster.nodes[1].address}; RELOAD")
     assert everything.state() == alike("W r -")
 
@@ -105,8 +105,8 @@ def test_a_planned_switchover(everything: All, cluster: Cluster) -> None:
     promote = everything.hook("promote", new.name)
     assert promote.exit_code == 0, promote.output
     assert promote.output.splitlines()[0].startswith(f"promote {new.name}: {new.name} is the primary (timeline ")
-    assert results(promote) == alike("changed")
-    assert "RESUME app" in told(promote.output, "pgb1")
+    # The follow-up of the detach has seen the promotion too, and may have been faster.
+    assert set(results(promote).values()) <= {"changed", "unchanged"}
     assert everything.state() == alike("- W r")
     assert everything.pgbouncer.paused() == []
     assert everything.writers() == {new.host}
@@ -146,14 +146,30 @@ def test_a_hold_whose_guard_is_killed(everything: All, cluster: Cluster) -> None
 def test_a_failover(everything: All, cluster: Cluster) -> None:
     old, new, other = cluster.nodes
     old.kill()
-    detach = everything.hook("detach", old.name, "p")
-    assert detach.exit_code == 0, detach.output
-    assert results(detach) == {"edge1": "changed", "pgb1": "deferred", "pool1": "deferred"}, detach.output
     new.promote()
     other.follow(new)
     attach = everything.hook("attach", new.name, "p")
     assert attach.exit_code == 0, attach.output
     assert results(attach) == alike("changed")
+    assert everything.state() == alike("- W r")
+    assert everything.writers() == {new.host}
+    detach = everything.hook("detach", old.name, "p")
+    assert (detach.exit_code, results(detach)) == (0, alike("unchanged")), detach.output
+
+
+def test_a_failover_of_which_the_detach_comes_first(everything: All, cluster: Cluster) -> None:
+    old, new, other = cluster.nodes
+    old.kill()
+    detach = everything.hook("detach", old.name, "p")
+    assert detach.exit_code == 0, detach.output
+    assert results(detach) == {"edge1": "changed", "pgb1": "deferred", "pool1": "deferred"}, detach.output
+    assert everything.haproxy.ready(WRITE) == []
+    new.promote()
+    other.follow(new)
+    attach = everything.hook("attach", new.name, "p")
+    assert attach.exit_code == 0, attach.output
+    # The follow-up of the detach has seen the promotion too, and may have been faster.
+    assert set(results(attach).values()) <= {"changed", "unchanged"}
     assert everything.state() == alike("- W r")
     assert everything.writers() == {new.host}
 
