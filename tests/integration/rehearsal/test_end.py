@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.hooks import EFM_LB
-from efm_lb.rehearsal.processes import tree
+from efm_lb.rehearsal.processes import end_tree, tree
 from efm_lb.rehearsal.waiting import wait_until
 
 
@@ -47,3 +49,24 @@ def test_nothing_is_left_of_an_interrupted_switchover(number: signal.Signals) ->
     assert "Traceback" not in errors
     assert wait_until(lambda: naming(directory) == [], timeout=10), naming(directory)
     assert not Path(directory).exists()
+
+
+def test_kept_servers_end_by_their_script_whatever_their_clients_do() -> None:
+    argv = [*EFM_LB, "rehearse", "--keep", "--scenario=consistent", "--balancers=pgbouncer,haproxy"]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
+    (stop,) = re.findall(r"sh (\S+/stop)$", told, re.MULTILINE)
+    directory = str(Path(stop).parent)
+    try:
+        (port,) = re.findall(r'pgb1 writers: .* port=(\d+) user=postgres dbname=app"', told)
+        with sql.Session("127.0.0.1", int(port), dbname="app") as session:
+            # PgBouncer waits for the end of a transaction when it is told to stop.
+            session.execute("begin")
+            session.execute("select 1")
+            assert naming(directory)
+            subprocess.run(["sh", stop], timeout=30, check=True)
+        assert wait_until(lambda: naming(directory) == [], timeout=5), naming(directory)
+        assert not Path(directory).exists()
+    finally:
+        for name in os.listdir("/proc"):
+            if name.isdigit() and any(directory in word for word in words(name)):
+                end_tree(int(name))

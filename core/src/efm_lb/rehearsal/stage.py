@@ -139,17 +139,13 @@ class Stage:
         """
         script = self.directory / "stop"
         pids = " ".join(str(process.pid) for process in self._running)
-        # SIGINT ends all at once but PgBouncer, which waits for its clients. A pid may be somebody else's by then.
+        # SIGINT ends all of them at once; PgBouncer waits for its servers, which end too. A pid may be somebody else's.
         script.write_text(
             "#!/bin/sh\n"
-            "end() {\n"
-            f"    for pid in {pids}; do\n"
-            f"        grep -qs '{self.directory}' /proc/$pid/cmdline && kill $1 $pid\n"
-            "    done\n"
-            "}\n"
-            "end -INT\n"
+            f"for pid in {pids}; do\n"
+            f"    grep -qs '{self.directory}' /proc/$pid/cmdline && kill -INT $pid\n"
+            "done\n"
             "sleep 2\n"
-            "end -KILL\n"
             f"rm -rf '{self.directory}'\n"
         )
         script.chmod(0o755)
