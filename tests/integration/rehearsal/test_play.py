@@ -83,7 +83,8 @@ def test_what_the_clients_of_each_kind_see_in_a_switchover(cluster: Cluster, est
     assert pgpool.writing.cuts
     assert haproxy.writing.cuts == 1
     assert haproxy.reading.texts == {}, "the old standbys serve reads all the time"
-    assert pgbouncer.writing.texts == {}, "writers are held, and see no error"
+    assert "app held for at most 10 s" in result.steps[0].runs[0].output
+    assert pgbouncer.writing.texts == {}, "held writers see no error"
     assert pgbouncer.after.rows[0] == ("app", cluster.nodes[1].host)
     assert haproxy.after.rows[1][1:] == ("ready", "drain")
     for each in result.balancers:
