@@ -84,13 +84,13 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R10   attach              standby                       Attach; with two primaries visible FAIL
     R11   attach, promote     rejecting, full, not there    WAIT until it takes connections; then FAIL
     R12   attach, promote     denied                        FAIL: what it is cannot be asked
-    R13   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
-    R14   detach              primary, the only one         the policy: DEFER, hold, look again; Detach; REFUSE
-    R15   detach              standby, the last usable      the policy, as R14, holding nothing
-    R16   detach              standby                       Detach: EFM asks, others can serve
-    R17   detach              denied, full: may be primary  the policy, as R14, holding nothing
-    R18   detach              denied, full: another is it   Detach
-    R19   detach p, follow-up down, a primary elsewhere     Promote: the call for that one may be late or lost
+    R13   detach p, follow-up not the primary, which is up  Promote that one: its call may be late or lost
+    R14   detach, follow-up   accepting                     DEFER for good: it lives, nothing is owed
+    R15   detach              primary, the only one         the policy: DEFER, hold, look again; Detach; REFUSE
+    R16   detach              standby, the last usable      the policy, as R15, holding nothing
+    R17   detach              standby                       Detach: EFM asks, others can serve
+    R18   detach              denied, full: may be primary  the policy, as R15, holding nothing
+    R19   detach              denied, full: another is it   Detach
     R20   detach              rejecting, refused, silent    Detach at once; without a primary look again
     ====  ==================  ============================  ===================================================
 
@@ -164,7 +164,10 @@ def _attach_standby(call: Call, wants_writes: bool, truth: Truth, policy: Policy
 def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:
     node = call.node
     others_usable = any(other.reach is Reach.ACCEPTING for other in truth.states if other.node != node)
-    if call.origin is Origin.FOLLOW_UP and state.reach is Reach.ACCEPTING:
+    is_again = call.origin is Origin.FOLLOW_UP
+    if is_again and call.role is Role.PRIMARY and truth.primary not in (None, node):
+        return _succession(call, truth, truth.primary)
+    if is_again and state.reach is Reach.ACCEPTING:
         return Decision(Verdict.DEFER, f"{node.name} is up: left in place")
     if state.role is Role.PRIMARY:
         if len(truth.primaries) > 1:
@@ -180,13 +183,14 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if is_up:
         return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve")
     down = f"{node.name} is down ({state.reach.value})"
-    if call.role is Role.STANDBY:
-        return _take_out(call, truth, down)
-    if call.origin is Origin.FOLLOW_UP and truth.primary:
-        what = f"{down}, and {truth.primary.name} is the primary{_on_timeline(truth.state(truth.primary))}"
-        return Decision(Verdict.ACT, what, Promote(truth.primary, truth, call.origin))
-    owed = SUCCESSION if call.origin is Origin.HOOK and not truth.primary else None
+    is_owed = call.origin is Origin.HOOK and call.role is not Role.STANDBY and not truth.primary
+    owed = SUCCESSION if is_owed else None
     return _take_out(call, truth, down)._replace(again_after=owed)
+
+
+def _succession(call: Call, truth: Truth, primary: Node) -> Decision:
+    what = f"{primary.name} is the primary{_on_timeline(truth.state(primary))}, and {call.node.name} is not"
+    return Decision(Verdict.ACT, what, Promote(primary, truth, call.origin))
 
 
 def _take_out(call: Call, truth: Truth, reason: str) -> Decision:

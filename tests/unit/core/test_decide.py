@@ -73,10 +73,15 @@ def test_acts(what: Call, truth: Truth, expected: type) -> None:
     assert decision.event == expected(what.node, truth, what.origin)
 
 
-@pytest.mark.parametrize("role", [P, None])
-def test_the_follow_up_of_a_dead_primary_sends_the_writes_to_the_new_one(role: Role | None) -> None:
-    again = call("detach", DB1, role, Origin.FOLLOW_UP)
-    assert decide(again, FAILED_OVER, NOW).event == Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)
+@pytest.mark.parametrize("now", [FAILED_OVER, truth(up(DB1, S), up(DB2, P))], ids=["down", "a standby by now"])
+def test_the_follow_up_of_an_old_primary_sends_the_writes_to_the_new_one(now: Truth) -> None:
+    assert decide(call("detach", DB1, P, Origin.FOLLOW_UP), now, NOW).event == Promote(DB2, now, Origin.FOLLOW_UP)
+
+
+def test_the_follow_up_of_a_node_that_efm_calls_no_primary_takes_it_out() -> None:
+    for role in (S, None):
+        again = call("detach", DB1, role, Origin.FOLLOW_UP)
+        assert decide(again, FAILED_OVER, NOW).event == Detach(DB1, FAILED_OVER, Origin.FOLLOW_UP)
 
 
 @pytest.mark.parametrize(("what", "owed"), [(P, SUCCESSION), (None, SUCCESSION), (S, None)])
@@ -167,7 +172,7 @@ def test_nothing_else_is_held_for(what: Call, truth: Truth, policy: Policy) -> N
 
 
 def test_a_follow_up_leaves_a_node_that_came_back_and_owes_nothing_more() -> None:
-    for state in (HEALTHY, truth(up(DB1, S), up(DB2, P))):
+    for state in (HEALTHY, truth(up(DB1, S), up(DB2, S)), truth(up(DB1, P, 1), up(DB2, P, 2))):
         decision = decide(call("detach", DB1, P, Origin.FOLLOW_UP), state, NOW)
         assert decision.verdict is Verdict.DEFER
         assert decision.again_after is None
@@ -246,7 +251,7 @@ def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
     if event is not None:
         if what.kind is Kind.DETACH and isinstance(event, Promote):
             assert what.origin is Origin.FOLLOW_UP, "a call to detach moves writes only when nobody else calls"
-            assert truth.state(what.node).reach is not Reach.ACCEPTING, "and only when the old primary is down"
+            assert what.role is Role.PRIMARY, "and only for a node that was one"
         else:
             assert event.node == what.node, "an event is about the node of the call"
         assert event.truth == truth

@@ -249,7 +249,7 @@ def test_the_follow_up_sends_writes_to_the_new_primary_as_soon_as_it_sees_it(wor
     world.sightings = [(FAILED_OVER,)]
     began = time.monotonic()
     code, lines = run("detach", "db1", "p", "--follow-up", "5", "--call", new_call())
-    assert (code, lines[0]) == (0, "detach db1 primary: db1 is down (refused), and db2 is the primary (timeline 1)")
+    assert (code, lines[0]) == (0, "detach db1 primary: db2 is the primary (timeline 1), and db1 is not")
     assert time.monotonic() - began < 4
     assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
     assert world.watched == [(DB2,)]
