@@ -26,7 +26,9 @@ def model():
 def look(model, tmp_path):
     path = tmp_path / "haproxy.cfg"
     program = tmp_path / "haproxy"
-    program.write_text("#!/bin/sh\n! grep -q BROKEN $3 || { echo '[ALERT] (1) : config : broken' >&2; exit 1; }\n")
+    program.write_text(
+        "#!/bin/sh\n! cat $3 $5 | grep -q BROKEN || { echo '[ALERT] (1) : config : broken' >&2; exit 1; }\n"
+    )
     program.chmod(0o755)
 
     def look(databases="Pss", config=GOOD, **settings):

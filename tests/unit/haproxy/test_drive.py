@@ -374,12 +374,18 @@ def test_validation_sees_the_new_content_next_to_the_old_file_and_haproxys_envir
     haproxy, model, config, tmp_path
 ):
     model.answers["show env"] = "PGPORT=5444\nHAPROXY_MWORKER=1\n"
-    script = f'echo "$PGPORT $*" > {tmp_path}/told; cat "$3" > {tmp_path}/seen'
+    script = f'echo "$PGPORT $*" > {tmp_path}/told; cat "$5" > {tmp_path}/seen'
     send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, script))
     port, *words = (tmp_path / "told").read_text().split()
-    assert (port, words[0], words[1]) == ("5444", "-c", "-f")
-    assert os.path.dirname(words[2]) == str(tmp_path)
+    assert (port, words[0], words[3]) == ("5444", "-c", "-f")
+    assert os.path.dirname(words[4]) == str(tmp_path)
     assert (tmp_path / "seen").read_text() == config.read_text() != CONFIG
+
+
+def test_a_haproxy_that_does_not_understand_our_own_lines_is_asked_without_them(haproxy, config, tmp_path):
+    script = f'echo run >> {tmp_path}/runs; case "$*" in *quick.cfg*) exit 1;; esac'
+    assert send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, script)).detail.endswith("written")
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
 def test_a_validation_that_hangs_is_ended(haproxy, model, config, tmp_path, monkeypatch):
