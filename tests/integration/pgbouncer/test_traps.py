@@ -29,7 +29,7 @@ from efm_lb import (
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
 from efm_lb_pgbouncer import adapter
-from efm_lb_pgbouncer.console import Console
+from efm_lb_pgbouncer.console import Console, Session
 from integration.real import send
 
 STATES = {
@@ -99,6 +99,42 @@ def test_trap_16_a_reload_undoes_what_set_has_done(manager, pgbouncer, cluster):
     pgbouncer.query("select 1")
     assert time.monotonic() - started < 5, "it was set after the RELOAD, and not undone before clients had a server"
     assert setting(pgbouncer, "server_login_retry") == "15", "and has its own value again"
+
+
+def test_trap_17_a_login_that_kill_interrupts_makes_nobody_wait(manager, pgbouncer, cluster, monkeypatch):
+    """It counts as one that failed, so that no other is tried for 15 s, unless that is lifted before."""
+    sent = []
+    waited = []
+    tell = Session.command
+
+    def log_in():
+        started = time.monotonic()
+        pgbouncer.query("select 1", timeout=25)
+        waited.append(time.monotonic() - started)
+
+    def command(self, statement, *arguments):
+        sent.append(statement)
+        if statement == f'RESUME "{WRITE}"':
+            client.start()
+            time.sleep(0.5)
+        return tell(self, statement, *arguments)
+
+    client = threading.Thread(target=log_in)
+    with session(pgbouncer) as stuck:
+        stuck.execute("begin")
+        stuck.execute("select 1")
+        cluster.nodes[1].promote()
+        text = pgbouncer.first_entries().replace("127.0.0.12,", "").replace("127.0.0.11", "127.0.0.12")
+        pgbouncer.write_entries(text)
+        pgbouncer.console("RELOAD")
+        monkeypatch.setattr(Session, "command", command)
+        outcome = as_if(manager, Promote, 1, "xPs")
+        monkeypatch.undo()
+        assert outcome.detail.startswith(f"KILL {WRITE}"), "all else was right"
+        client.join()
+    assert sent[-3:-1] == [f'KILL "{WRITE}"', f'RESUME "{WRITE}"']
+    assert waited[0] < 10
+    assert setting(pgbouncer, "server_login_retry") == "15"
 
 
 def test_trap_21_kill_pauses_and_resume_must_follow(manager, pgbouncer, cluster):

@@ -77,6 +77,14 @@ def test_a_promotion(fake):
     assert send(fake, PROMOTE).result is Result.UNCHANGED
 
 
+def test_what_is_left_on_the_old_primary_when_all_else_is_right(fake):
+    send(fake, PROMOTE)
+    fake.sent.clear()
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    assert send(fake, PROMOTE).detail.startswith("KILL app (1 sessions were left on 10.0.0.1:5444)")
+    assert fake.sent == [SET, 'KILL "app"', 'RESUME "app"', "RELOAD"]
+
+
 def test_columns_that_moved_and_new_ones(fake):
     fake.servers = [("app", "10.0.0.1", 5444)]
     fake.instead = {f"SHOW {what}": [reordered] * 9 for what in ("DATABASES", "SERVERS", "POOLS", "CONFIG", "VERSION")}

@@ -287,14 +287,12 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
     paused = to_resume(databases, pooler, wanted, abandoned)
     if told.begun or paused:
         told.begun = True
-        told.lifted = True
-        _tell(session, f"SET {_RETRY} = '{_LIFTED:f}'", limit)
+        _lift(session, told, limit)
     for name in paused:
         _resume(session, name, limit)
         told.add(f"RESUME {name}")
-    if writer and (ended := _end_leftovers(session, pooler, wanted, limit)):
-        told.begun = True
-        told.add(ended)
+    if writer:
+        _end_leftovers(session, pooler, wanted, limit, told)
     if not told.begun:
         return
     _until_connected(session, [*wanted.locations], limit)
@@ -308,6 +306,12 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
         raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
     if again := to_resume(databases, pooler, wanted, abandoned):
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
+
+
+def _lift(session: Session, told: _Told, limit: float) -> None:
+    """Have logins tried at once, also after one that failed."""
+    told.lifted = True
+    _tell(session, f"SET {_RETRY} = '{_LIFTED:f}'", limit)
 
 
 def _take_back(session: Session, limit: float) -> None:
@@ -352,11 +356,8 @@ def _differs(session: Session, pooler: Pooler, wanted: Targets, databases: dict[
     )
 
 
-def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> str:
-    """Give sessions on the old primary KILL_AFTER to end, then end them.
-
-    :return: what was done, empty when nothing had to be
-    """
+def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: float, told: _Told) -> None:
+    """Give sessions on the old primary KILL_AFTER to end, then end them."""
     writer = wanted.writer
     assert writer
     until = min(monotonic() + pooler.kill_after, limit)
@@ -368,17 +369,21 @@ def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: flo
         pause = min(pause * 1.5, _LONGEST_PAUSE)
     names = sorted({server.database for server in left})
     if not names:
-        return ""
+        return
+    told.begun = True
     if session.connection.is_local:
         from efm_lb_pgbouncer.guard import start
 
         # KILL pauses too: were this process killed before its RESUME, nobody would be served.
         start([session.console], names, _GUARD, pooler.mark, limit)
+    if not told.lifted:
+        # A login that is under way between KILL and RESUME is broken off, which counts as one that failed.
+        _lift(session, told, limit)
     for name in names:
         _tell(session, f"KILL {quoted(name)}", limit)
         _resume(session, name, limit)
     hosts = ", ".join(sorted({f"{server.host}:{server.port}" for server in left}))
-    return f"KILL {', '.join(names)} ({len(left)} sessions were left on {hosts})"
+    told.add(f"KILL {', '.join(names)} ({len(left)} sessions were left on {hosts})")
 
 
 def _resume(session: Session, name: str, limit: float) -> None:
