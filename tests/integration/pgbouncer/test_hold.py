@@ -81,6 +81,34 @@ def test_only_the_agent_had_died(brief, pgbouncer, cluster):
     assert wait_until(lambda: not guards(pgbouncer), 2)
 
 
+def test_trap_17_a_login_that_the_pause_broke_off_makes_nobody_wait(manage, start_pgbouncer, cluster):
+    """PgBouncer would try no other for 15 s after it. Here the server does not answer the login before the pause."""
+    pooler = start_pgbouncer()
+    manager = manage(pooler, hold=1)
+    truth = manager.truth()
+    waited = []
+
+    def log_in() -> None:
+        started = time.monotonic()
+        pooler.query("select 1", timeout=25)
+        waited.append(time.monotonic() - started)
+
+    client = threading.Thread(target=log_in)
+    cluster.nodes[0].freeze()
+    try:
+        client.start()
+        assert wait_until(lambda: any(row["sv_login"] != "0" for row in pooler.show("pools")), 5)
+        held = adapter.efm_lb_hold(Detach(manager.nodes[0], truth), manager.balancer, time.monotonic() + 10)
+        assert held.result is Result.CHANGED
+    finally:
+        cluster.nodes[0].thaw()
+    client.join()
+    assert waited[0] < 10
+    assert wait_until(lambda: not guards(pooler), 5)
+    (setting,) = [row["value"] for row in pooler.show("config") if row["key"] == "server_login_retry"]
+    assert setting == "15"
+
+
 def test_the_same_call_again_extends_nothing(brief, pgbouncer):
     started = time.monotonic()
     assert brief.hold().result is Result.CHANGED

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import adapter, drive
 from unit.pgbouncer.fake_console import (
     ENTRIES,
@@ -372,7 +373,9 @@ class TestHold:
         assert hold(fake).result is Result.CHANGED
         assert fake.paused == {"app"}
         assert released(fake)
-        assert fake.sent == ['PAUSE "app"', 'RESUME "app"']
+        assert wait_until(lambda: not guards(fake), 5)
+        lifted, back = "SET server_login_retry = 0", "SET server_login_retry = '15'"
+        assert fake.sent == ['PAUSE "app"', lifted, 'RESUME "app"', back]
 
     @pytest.mark.parametrize(
         ("act", "said"),
@@ -429,6 +432,13 @@ class TestHold:
 
         fake.instead['RESUME "app"'] = [again] * 2
         assert hold(fake).result is Result.CHANGED
+        assert released(fake, 8)
+
+    @pytest.mark.parametrize("what", ["SHOW CONFIG", "SET server_login_retry = 0", "SHOW POOLS"])
+    @pytest.mark.parametrize("act", [close, hang, cut(2), refuse("no")])
+    def test_the_guard_resumes_whatever_becomes_of_the_rest(self, fake, what, act):
+        assert hold(fake).result is Result.CHANGED
+        fake.instead[what] = [act] * 3
         assert released(fake, 8)
 
     def test_a_guard_that_cannot_log_in(self, fake):

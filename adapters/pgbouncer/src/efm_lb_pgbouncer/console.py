@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Iterable
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from efm_lb import Connection, ConnectionFailed, PermanentError, Reply, StatementFailed, TemporaryError
 from efm_lb_pgbouncer.entries import Location
 
-__all__ = ["Console", "Database", "Interrupted", "Refused", "Server", "Session", "quoted"]
+__all__ = ["LOGIN_RETRY", "Console", "Database", "Interrupted", "Refused", "Server", "Session", "quoted"]
 
+LOGIN_RETRY = "server_login_retry"
+"""The setting: seconds for which no login is tried after one that failed, or that was broken off by PAUSE or KILL."""
+_CONNECTED = 1.0
+"""Seconds that waiting clients get to be connected before that setting has its own value again."""
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.1
 _NO_RETRY = ("connection option", "connection string", "connection info string", "invalid port number")
 """What libpq says of an ADMIN that is no connection string."""
 _LOGIN_REFUSED = ("28000", "28P01")
@@ -142,6 +149,17 @@ class Session:
             name = row["database"] or ""
             stuck[name] = stuck.get(name, False) or (row["cl_waiting"] not in ("0", None) and not connected)
         return stuck
+
+    def wait_connected(self, names: Iterable[str], limit: float) -> None:
+        """Wait until no client of these databases waits for a server and there is none, for a second at most."""
+        until = min(monotonic() + _CONNECTED, limit)
+        pause = _FIRST_PAUSE
+        while True:
+            waiting = self.waiting(limit)
+            if not any(waiting.get(name) for name in names) or monotonic() + pause > until:
+                return
+            sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def settings(self, limit: float) -> dict[str, str]:
         """SHOW CONFIG."""

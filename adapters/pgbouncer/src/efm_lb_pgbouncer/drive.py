@@ -21,7 +21,7 @@ from functools import partial
 from time import monotonic, sleep
 
 from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, replace_file
-from efm_lb_pgbouncer.console import Console, Database, Interrupted, Refused, Server, Session, quoted
+from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Database, Interrupted, Refused, Server, Session, quoted
 from efm_lb_pgbouncer.entries import EntryError, Location, edited
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import Targets, is_at, targets
@@ -33,12 +33,9 @@ _MARGIN = 0.1
 _RETRY_PAUSE = 0.05
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
-_CONNECTED = 1.0
-"""Seconds that waiting clients get to be connected before server_login_retry has its own value again."""
 _GUARD = 5.0
 """Seconds after which a KILL whose hook was killed is made good."""
 _FILE_TRIES = 3
-_RETRY = "server_login_retry"
 _LIFTED = 1e-06
 """Seconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back."""
 _RETRY_DEFAULT = 15
@@ -295,7 +292,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
         _end_leftovers(session, pooler, wanted, limit, told)
     if not told.begun:
         return
-    _until_connected(session, [*wanted.locations], limit)
+    session.wait_connected([*wanted.locations], limit)
     _tell(session, "RELOAD", limit)
     if told.lifted and _is_lifted(session, limit):
         raise PermanentError(
@@ -311,7 +308,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
 def _lift(session: Session, told: _Told, limit: float) -> None:
     """Have logins tried at once, also after one that failed."""
     told.lifted = True
-    _tell(session, f"SET {_RETRY} = '{_LIFTED:f}'", limit)
+    _tell(session, f"SET {LOGIN_RETRY} = '{_LIFTED:f}'", limit)
 
 
 def _take_back(session: Session, limit: float) -> None:
@@ -319,14 +316,14 @@ def _take_back(session: Session, limit: float) -> None:
     try:
         session.command("RELOAD", limit)
         if _is_lifted(session, limit):
-            session.command(f"SET {_RETRY} = {_RETRY_DEFAULT}", limit)
+            session.command(f"SET {LOGIN_RETRY} = {_RETRY_DEFAULT}", limit)
     except (Refused, TemporaryError, PermanentError):
         return
 
 
 def _is_lifted(session: Session, limit: float) -> bool:
     try:
-        return float(session.settings(limit).get(_RETRY, "")) == _LIFTED
+        return float(session.settings(limit).get(LOGIN_RETRY, "")) == _LIFTED
     except ValueError:
         return False
 
@@ -400,15 +397,3 @@ def _tell(session: Session, statement: str, limit: float) -> None:
         session.command(statement, limit)
     except Refused as refusal:
         raise TemporaryError(f"{session.console}: {statement}: {refusal}") from None
-
-
-def _until_connected(session: Session, names: Sequence[str], limit: float) -> None:
-    """Wait until every client that waits for a server has one, for a while."""
-    until = min(monotonic() + _CONNECTED, limit)
-    pause = _FIRST_PAUSE
-    while True:
-        waiting = session.waiting(limit)
-        if not any(waiting.get(name) for name in names) or monotonic() + pause > until:
-            return
-        sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -18,10 +18,11 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic, sleep
 
 from efm_lb import PermanentError, TemporaryError
-from efm_lb_pgbouncer.console import Console, Interrupted, Refused, Session, quoted
+from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Interrupted, Refused, Session, quoted
 
 __all__ = ["NotGuarded", "main", "start"]
 
@@ -29,6 +30,8 @@ _POLL = 0.1
 """Seconds between two looks."""
 _FIRST_POLL = 0.02
 """Seconds between two looks until they were seen paused: less than any promotion takes."""
+_NO_WAIT = 0.001
+"""Seconds; a server_login_retry up to that holds nobody up."""
 _LAST_TRIES = 60.0
 """Seconds that it goes on trying after HOLD, while PgBouncer does not answer."""
 
@@ -126,8 +129,11 @@ def _let_go(watched: Sequence[_Watched]) -> bool:
     while True:
         free = [each.let_go(last) for each in watched]
         if all(free) or monotonic() > last:
-            return all(free)
+            break
         sleep(_POLL)
+    for each in watched:
+        each.settle(last)
+    return all(free)
 
 
 class _Watched:
@@ -140,6 +146,7 @@ class _Watched:
         self._console = console
         self._names = names
         self._session: Session | None = None
+        self._login_retry = ""
         self.seen = False
 
     def look(self, limit: float) -> list[str]:
@@ -166,6 +173,8 @@ class _Watched:
 
     def let_go(self, limit: float) -> bool:
         """RESUME what is paused; whether nothing is any more."""
+        with suppress(Exception):
+            self._lift_login_retry(limit)
         try:
             for name in self.look(limit):
                 assert self._session
@@ -176,6 +185,24 @@ class _Watched:
             return not self.look(limit)
         except Exception:
             return False
+
+    def settle(self, limit: float) -> None:
+        """Give server_login_retry its value again."""
+        if self._session and self._login_retry:
+            with suppress(Exception):
+                self._session.wait_connected(self._names, limit)
+                self._session.command(f"SET {LOGIN_RETRY} = '{self._login_retry}'", limit)
+
+    def _lift_login_retry(self, limit: float) -> None:
+        """A login that PAUSE broke off counts as failed: without this, nobody would be served for a while."""
+        if self._login_retry:
+            return
+        self.look(limit)
+        assert self._session
+        found = self._session.settings(limit).get(LOGIN_RETRY, "0")
+        if float(found) > _NO_WAIT:  # else it is as in the file, or whoever lifted it puts it back
+            self._session.command(f"SET {LOGIN_RETRY} = 0", limit)
+            self._login_retry = found
 
 
 if __name__ == "__main__":
