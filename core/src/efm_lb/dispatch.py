@@ -11,7 +11,6 @@ from efm_lb.balancers import Balancer
 from efm_lb.configuration import AdapterSource, Configuration
 from efm_lb.events import Attach, Detach, Event
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
-from efm_lb.registry import register
 from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
@@ -47,6 +46,9 @@ class _Adapter:
         self._thread.start()
 
     def _load(self) -> None:
+        # pluggy, too, is imported in here: what waits for no adapter must not wait for it.
+        from efm_lb.registry import register
+
         manager, failures = register([self.source])
         self._hooks = manager.hook
         self._failure = failures.get(self.source.name, "")

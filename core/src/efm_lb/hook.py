@@ -284,7 +284,8 @@ def _settle(
     except LibpqNotFoundError as error:
         raise NotInstalledError(str(error)) from None
     answers = probe.ask(configuration.nodes)
-    # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer.
+    # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
+    # hosts of other balancers do.
     setswitchinterval(SWITCH)
     dispatcher = _dispatcher(configuration, call.name)
     dispatcher.connect()
