@@ -108,16 +108,20 @@ def _left_of(configuration: Configuration, spent: float) -> Configuration:
 
 
 def _follow_up(arguments: Arguments, seconds: float, configuration: Configuration, state: State) -> Report:
-    """Judge a deferred call again: after ``seconds``, and each time that a new primary is seen.
+    """Judge a deferred call again: after ``seconds``, and a detach when a new primary is seen as well.
 
     EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
     """
+    call = _call(arguments, configuration)
+    started = time.monotonic()
+    if call.kind is not Kind.DETACH:
+        # Deferred because a balancer is not as the truth is: the call that makes it so must come first.
+        time.sleep(seconds)
+        return _record(arguments, configuration, state)
     from efm_lb.watch import wait_for_primary
 
-    call = _call(arguments, configuration)
     others = [node for node in configuration.nodes if node != call.node]
     _dispatcher(configuration)  # imported by the time it is wanted
-    started = time.monotonic()
 
     def is_promoted(until: float) -> bool:
         return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)

@@ -270,6 +270,16 @@ def test_a_sighting_that_was_too_early_is_judged_again_in_time(world: World, run
     assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
 
 
+def test_an_attach_is_not_judged_again_before_its_time(world: World, run: Run) -> None:
+    """A balancer may wait for the promote, with the lock held that the call for the new primary needs."""
+    world.sightings = [(FAILED_OVER,)]
+    began = time.monotonic()
+    assert run("attach", "db2", "s", "--follow-up", "0.3", "--call", new_call())[0] == 0
+    assert time.monotonic() - began >= 0.3
+    assert world.watched == []
+    assert len([record for record in world.records() if record["record"] == "call"]) == 1
+
+
 def test_a_follow_up_yields_to_a_newer_call_that_took_the_node_out(world: World, run: Run) -> None:
     world.truths = [Truth((state(DB1, P), state(DB2, S)))]
     world.answers = {"pool1": Outcome.deferred("held", again_after=3.0)}
