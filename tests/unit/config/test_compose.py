@@ -200,3 +200,27 @@ class TestBrokenAdapter:
         for distribution in ("acme-one", "acme-two"):
             install(distribution, {"twice": "acme_broken"})
         assert not load().failures
+
+
+TWO_ELSEWHERE = """
+EFM_LB_NODES=10.0.0.11:5444
+EFM_LB_BALANCERS__A__ADAPTER=fake
+EFM_LB_BALANCERS__A__HOST_SSH=efm-lb@{0}
+EFM_LB_BALANCERS__B__ADAPTER=fake
+EFM_LB_BALANCERS__B__HOST_SSH=efm-lb@{1}
+"""
+
+
+def test_two_balancers_on_one_other_host_need_no_settings_that_tell_them_apart(load: Compose) -> None:
+    balancers = load(TWO_ELSEWHERE.format("pools", "pools")).configuration.balancers
+    assert [(balancer.name, balancer.host_ssh) for balancer in balancers] == [
+        ("a", "efm-lb@pools"),
+        ("b", "efm-lb@pools"),
+    ]
+
+
+def test_one_env_file_serves_two_hosts_whose_balancers_are_set_up_alike(load: Compose, env_file: Path) -> None:
+    same = "".join(f"EFM_LB_BALANCERS__{name}__HOST=127.0.0.1\n" for name in "AB")
+    load(TWO_ELSEWHERE.format("one", "two") + same)
+    there = compose(gather("efm", str(env_file), {}, here=True)).configuration
+    assert [(balancer.name, balancer.host_ssh) for balancer in there.balancers] == [("a", ""), ("b", "")]

@@ -107,6 +107,8 @@ def compose(sources: Sources) -> Loaded:
     _report_unknown(variables, balancers, adapters, problems)
     ready = []
     connect_timeout = settings.connect_timeout if settings else 0.0
+    # What is told apart by its name on a host of its own may have the same settings as another one here, or none.
+    elsewhere = {name for name, raw in balancers.items() if HOST_SSH in raw}
     for name, raw in sorted(balancers.items()):
         if sources.here and raw.keys() == {ADAPTER, HOST_SSH}:
             continue  # it is on a third host
@@ -114,7 +116,7 @@ def compose(sources: Sources) -> Loaded:
             raw.pop(HOST_SSH, None)
         if ADAPTER in raw and raw[ADAPTER].value in adapters:
             ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
-    problems += _same_twice(ready, balancers, adapters)
+    problems += _same_twice([each for each in ready if each.name not in elsewhere], balancers, adapters)
     if problems or settings is None:
         raise SettingsError(*problems)
     used = sorted(adapters.items())
@@ -278,10 +280,9 @@ def _same_twice(
     adapters: Mapping[str, _Adapter],
 ) -> Iterator[str]:
     """Balancers that are one and the same: two threads would drive it at once, and send every command twice."""
-    here = [balancer for balancer in ready if not balancer.host_ssh]  # the others are judged on their own hosts
-    for number, balancer in enumerate(here):
+    for number, balancer in enumerate(ready):
         schema = adapters[balancer.adapter].schema or {}
-        for first in here[:number]:
+        for first in ready[:number]:
             same = in_common(first.settings, balancer.settings, schema) if first.adapter == balancer.adapter else None
             if same is not None:
                 this, that = (variables[each.name][ADAPTER] for each in (balancer, first))
