@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from efm_lb import lock
 from efm_lb.rehearsal.hooks import EFM_LB, Run
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.waiting import wait_until
@@ -270,6 +271,28 @@ def test_one_env_file_can_serve_every_host(estate: Estate) -> None:
     text = estate.there.read_text()
     estate.there.write_text(text + f"EFM_LB_BALANCERS__PGB1__HOST_SSH={estate.sshd.destination}\n")
     assert attach_standby(estate).exit_code == 0
+
+
+def test_one_env_file_and_one_state_directory_where_a_database_and_the_balancer_share_a_host(estate: Estate) -> None:
+    """The hook holds the lock of its host while it waits for the answer."""
+    text = estate.there.read_text()
+    estate.there.write_text(
+        f"{text}EFM_LB_BALANCERS__PGB1__HOST_SSH={estate.sshd.destination}\nEFM_LB_DEADLINE=30\n"
+    )
+    argv = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", f"--env-file={estate.there}"]
+    began = time.monotonic()
+    done = subprocess.run(argv, env={"PATH": estate.sshd.path}, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    assert time.monotonic() - began < 10
+
+
+def test_calls_about_one_balancer_come_one_after_the_other(estate: Estate) -> None:
+    held = lock.acquire(str(estate.state("there") / "efm.pgb1.apply.lock"), 0)
+    began = time.monotonic()
+    done = attach_standby(estate, EFM_LB_DEADLINE=6)
+    os.close(held)
+    assert done.exit_code == 0, "better two at once than none"
+    assert time.monotonic() - began > 2
 
 
 def test_a_hook_that_is_terminated_does_not_cut_the_change_on_the_other_host(estate: Estate) -> None:

@@ -171,12 +171,17 @@ def _act(
     dispatcher: Dispatcher,
     deadline: float,
 ) -> Outcome | None:
-    """Do it under this host's lock, so that calls from two hosts come one after the other."""
+    """Do it under the balancer's lock, so that calls from two hosts come one after the other.
+
+    Not under the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one that
+    hangs costs no other.
+    """
     held = None
     try:
         try:
             left = deadline - time.monotonic()
-            held = lock.acquire(f"{configuration.state_dir}/{configuration.cluster}.lock", left / 2)
+            path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
+            held = lock.acquire(path, left / 2)
         except (TimeoutError, OSError):
             held = None  # every step is idempotent; better two at once than none
         # Looked at under the lock: another host may have sent a newer truth in between.
