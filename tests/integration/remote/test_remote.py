@@ -148,6 +148,14 @@ def test_a_host_that_does_not_answer_is_not_waited_for_longer_than_the_deadline(
     assert "no answer in time" in line_of(failed)
 
 
+def test_an_answer_has_time_for_its_way(estate: Estate) -> None:
+    """What the adapter there could not do in its time is told, not only that no answer came."""
+    document = estate.sshd.directory / "document"
+    estate.sshd.force(f"cat >{document}")
+    attach_standby(estate)
+    assert 0 < json.loads(document.read_text())["seconds"] <= 9.5
+
+
 def test_the_connection_is_cut(estate: Estate) -> None:
     estate.sshd.force("kill -9 $PPID")
     failed = attach_standby(estate)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Remote"]
 
-_MARGIN = 0.2
-"""Seconds that an answer may need for its way back."""
+_MARGIN = 0.5
+"""Seconds that a question and its answer may need for their way; an answer that is late brings no reason."""
+_LAST = 0.1
+"""Seconds before the deadline at which nothing is waited for any more."""
 _OLD = 5.0
 """Seconds after which a connection that was begun may have been lost."""
 _ASKS = {
@@ -93,7 +95,7 @@ class Remote:
                 documents.Request(self._call, self._cluster, self._balancer.name, seconds, names, ask, given).document()
             )
 
-        limit = deadline - _MARGIN / 2
+        limit = deadline - _LAST
         run = self._run or Run(self._destination)
         self._run = None
         asked = time.monotonic()
