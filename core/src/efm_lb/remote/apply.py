@@ -173,8 +173,8 @@ def _act(
 ) -> Outcome | None:
     """Do it under the balancer's lock, so that calls from two hosts come one after the other.
 
-    Not under the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one that
-    hangs costs no other.
+    Not under the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one
+    that hangs costs no other.
     """
     held = None
     try:
