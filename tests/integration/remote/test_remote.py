@@ -284,9 +284,7 @@ def test_one_env_file_can_serve_every_host(estate: Estate) -> None:
 def test_one_env_file_and_one_state_directory_where_a_database_and_the_balancer_share_a_host(estate: Estate) -> None:
     """The hook holds the lock of its host while it waits for the answer."""
     text = estate.there.read_text()
-    estate.there.write_text(
-        f"{text}EFM_LB_BALANCERS__PGB1__HOST_SSH={estate.sshd.destination}\nEFM_LB_DEADLINE=30\n"
-    )
+    estate.there.write_text(f"{text}EFM_LB_BALANCERS__PGB1__HOST_SSH={estate.sshd.destination}\nEFM_LB_DEADLINE=30\n")
     argv = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", f"--env-file={estate.there}"]
     began = time.monotonic()
     done = subprocess.run(argv, env={"PATH": estate.sshd.path}, capture_output=True, timeout=60, check=False)
