@@ -63,25 +63,21 @@ def main(argv: Sequence[str]) -> int:
     :param argv: the command line without the program's name and without ``apply``
     :return: 0 when there is an answer; nobody else than ssh looks at it
     """
-    code = EX_OK
-    kind, answer = "outcome", None
     try:
-        said = _answer(parse(argv))
-        if said is None:
-            return EX_OK
-        kind, answer = said
-    except (Refused, Malformed) as error:
-        answer = Outcome(Result.PERMANENT, str(error))
-    except EfmLbError as error:
-        code, answer = error.exit_code, Outcome(Result.PERMANENT, "; ".join(error.messages))
+        try:
+            signals.raise_terminated()
+            said = _answer(parse(argv))
+            code, data = EX_OK, _encoded(*said) if said else b""
+        except (Refused, Malformed) as error:
+            code, data = EX_OK, _failed(Result.PERMANENT, str(error))
+        except EfmLbError as error:
+            code, data = error.exit_code, _failed(Result.PERMANENT, "; ".join(error.messages))
+        except Exception as error:
+            code, data = EX_SOFTWARE, _failed(Result.BUG, f"a bug in efm-lb: {type(error).__name__}: {error}")
+        signals.ignore()
     except Terminated:
-        code, answer = EX_TEMPFAIL, Outcome(Result.TEMPORARY, "terminated by a signal before it was done")
-    except Exception as error:
-        code, answer = EX_SOFTWARE, Outcome(Result.BUG, f"a bug in efm-lb: {type(error).__name__}: {error}")
-    signals.ignore()
-    if isinstance(answer, Outcome):
-        answer = outcome_document(answer)
-    _write(encoded(answer_document(kind, answer)))
+        code, data = EX_TEMPFAIL, _failed(Result.TEMPORARY, "terminated by a signal before it was done")
+    _write(data)
     return code
 
 
@@ -143,7 +139,7 @@ def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, 
         return _told(dispatcher.findings(truth, _log_in(configuration), deadline), "findings", findings_document)
     if request.ask == "plan":
         event = _fenced(given["event"], truth, state)
-        return _told(dispatcher.plan(event, deadline), "steps", list)
+        return _told(dispatcher.plan(event, deadline), "steps", lambda steps: [str(step) for step in steps])
     journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", request.call)
     asked: Mapping[str, Any] = given["event"]
     journal.record(
@@ -215,6 +211,15 @@ def _remember(truth: Truth, state: State) -> None:
     timeline = truth.state(truth.primary).timeline if truth.primary else None
     if timeline and timeline > state.timeline:
         state.timeline = timeline
+
+
+def _encoded(kind: str, answer: Any) -> bytes:
+    document = outcome_document(answer) if isinstance(answer, Outcome) else answer
+    return encoded(answer_document(kind, document))
+
+
+def _failed(result: Result, why: str) -> bytes:
+    return _encoded("outcome", Outcome(result, why))
 
 
 def _told(answers: Mapping[str, Answer], kind: str, document: Any) -> tuple[str, Any]:
