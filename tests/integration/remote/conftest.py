@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +45,16 @@ class Estate:
         return self.there.parent / f"{self._name.removesuffix('-here')}-{where}.state"
 
 
+    def close(self) -> None:
+        """End sshd, and the shared connections, which go on for a minute otherwise."""
+        self.sshd.stop()
+        for socket in self.state("here").parent.glob("*/*.ssh"):
+            argv = ["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "nobody"]
+            subprocess.run(argv, check=False, capture_output=True, timeout=10)
+
+
 @pytest.fixture
 def estate(cluster: Cluster, pgbouncer: Pgbouncer, tmp_path: Path) -> Iterator[Estate]:
     made = Estate(cluster, pgbouncer, tmp_path)
     yield made
-    made.sshd.stop()
+    made.close()

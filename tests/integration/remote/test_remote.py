@@ -14,6 +14,7 @@ import pytest
 from efm_lb import lock
 from efm_lb.rehearsal.hooks import EFM_LB, Run
 from efm_lb.rehearsal.pgbouncer import WRITE
+from efm_lb.rehearsal.sshd import Sshd
 from efm_lb.rehearsal.waiting import wait_until
 from integration.remote.conftest import Estate
 
@@ -176,6 +177,16 @@ def test_a_shared_connection_to_a_host_that_was_started_anew_is_not_the_last_wor
     estate.sshd.start()
     done = attach_standby(estate)
     assert done.exit_code == 0, done.output
+
+
+def test_a_shared_connection_is_not_taken_for_one_to_another_host(estate: Estate, tmp_path: Path) -> None:
+    """Right after the balancer was moved, and HOST_SSH with it."""
+    assert attach_standby(estate).exit_code == 0
+    (tmp_path / "moved").mkdir()
+    with Sshd(tmp_path / "moved", "echo the other host") as moved:
+        estate.sshd.trust(moved)
+        reached = attach_standby(estate, EFM_LB_BALANCERS__PGB1__HOST_SSH=moved.destination)
+    assert "answered 'the other host'" in line_of(reached)
 
 
 @pytest.mark.parametrize("command", ["/nowhere/efm-lb apply", "/etc/passwd"])

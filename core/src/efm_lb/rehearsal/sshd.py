@@ -79,6 +79,13 @@ class Sshd:
         kind, public = (self.directory / f"{key}.pub").read_text().split()[:2]
         (self.directory / "known_hosts").write_text(f"[{_HOST}]:{self.port} {kind} {public}\n")
 
+    def trust(self, other: Sshd) -> None:
+        """Make the ``ssh`` of this one reach another one as well."""
+        with open(self.directory / "known_hosts", "a", encoding="utf-8") as known:
+            known.write((other.directory / "known_hosts").read_text())
+        with open(self.directory / "ssh_config", "a", encoding="utf-8") as config:
+            config.write(f"IdentityFile {other.directory / 'id'}\n")
+
     def start(self) -> None:
         """Start it and wait until it listens; raises as the constructor."""
         settings = {

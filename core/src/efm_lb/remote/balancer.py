@@ -57,7 +57,7 @@ class Remote:
             balancer.host_ssh,
             balancer.connect_timeout,
             configuration.state_dir,
-            f"{configuration.cluster}.{balancer.name}.ssh",
+            f"{configuration.cluster}.{balancer.name}",
         )
 
     def connect(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from zlib import crc32
 
 from efm_lb.outcomes import PermanentError, TemporaryError
 from efm_lb.remote.schemas import LIMIT
@@ -54,10 +55,11 @@ class Destination:
     __slots__ = ("connect_timeout", "name", "shared")
 
     def __init__(self, name: str, connect_timeout: float, state_dir: str, socket: str) -> None:
-        """:param socket: the name of the shared connection's socket in ``state_dir``"""
+        """:param socket: the beginning of the name of the shared connection's socket in ``state_dir``"""
         self.name = name
         self.connect_timeout = connect_timeout
-        path = f"{state_dir}/{socket}"
+        # ssh takes whatever connection it finds there, and does not ask where it leads to.
+        path = f"{state_dir}/{socket}.{crc32(name.encode()):08x}.ssh"
         is_short = len(path) <= _LONGEST_SOCKET_NAME
         self.shared = path if is_short and _UNQUOTED.issuperset(path) and _is_private(state_dir) else ""
 
