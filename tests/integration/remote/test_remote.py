@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -220,6 +221,33 @@ def test_the_account_says_something_else(estate: Estate) -> None:
     failed = attach_standby(estate)
     assert failed.exit_code == 69
     assert "answered 'Welcome to pgb1'" in line_of(failed)
+
+
+def test_the_account_says_something_without_end(estate: Estate) -> None:
+    estate.sshd.force("yes")
+    began = time.monotonic()
+    failed = attach_standby(estate, EFM_LB_DEADLINE=30)
+    assert failed.exit_code == 69
+    assert "longer than" in line_of(failed)
+    assert time.monotonic() - began < 15
+
+
+def test_ssh_is_killed(estate: Estate) -> None:
+    ssh = estate.sshd.directory / "bin" / "ssh"
+    ssh.write_text("#!/bin/sh\nkill -9 $$\n")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "ssh was killed by signal 9" in line_of(failed)
+
+
+def test_a_parent_that_ignores_its_children_costs_no_answer(estate: Estate) -> None:
+    """Such a disposition is inherited, and then no exit code can be had."""
+    env_file = estate.hook()("config", "show").argv[-1]
+    argv = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", env_file]
+    ignore = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    ignoring = [sys.executable, "-c", ignore, *argv]
+    done = subprocess.run(ignoring, env={"PATH": estate.sshd.path}, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_ssh_is_not_installed(estate: Estate, tmp_path: Path) -> None:

@@ -136,13 +136,14 @@ class Run:
         answer, words = bytearray(), bytearray()
         try:
             is_over = self._talk(document, answer, words, limit)
-            status = self._end(0.0 if is_over else limit)
+            is_flood = len(answer) > LIMIT
+            status = self._end(0.0 if is_over or is_flood else limit)
         finally:
             for descriptor in (self._input, self._output, self._words):
                 if descriptor >= 0:
                     os.close(descriptor)
             self._input = self._output = self._words = -1
-        if answer.endswith(b"\n"):
+        if answer.endswith(b"\n") or is_flood:
             return bytes(answer)
         raise self._failure(status, is_over, bytes(answer), words.decode("utf-8", "replace"))
 
@@ -189,7 +190,10 @@ class Run:
     def _end(self, limit: float) -> int | None:
         """Wait for ssh's end until ``limit``, then end it; its exit code, None when it was ended."""
         while True:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # whoever started the hook ignores SIGCHLD: nobody is told an exit code
+                return _OWN_FAILURE
             if pid:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() >= limit:
@@ -203,6 +207,8 @@ class Run:
         where = f"ssh to {self.destination}"
         if is_over or status is None:
             return TemporaryError(f"{where}: no answer in time{why}")
+        if status < 0:
+            return TemporaryError(f"{where}: ssh was killed by signal {-status}{why}")
         if status == _OWN_FAILURE:
             wrong = f"{where}: {said or 'the connection was cut'}"
             return PermanentError(wrong) if any(reason in words for reason in _PERMANENT) else TemporaryError(wrong)
