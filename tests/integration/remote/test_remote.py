@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.sshd import Sshd
 from efm_lb.rehearsal.waiting import wait_until
 from integration.remote.conftest import Estate
+from integration.remote.line import Line
 
 
 def fail_over(estate: Estate) -> str:
@@ -178,6 +180,24 @@ def test_a_shared_connection_to_a_host_that_was_started_anew_is_not_the_last_wor
     estate.sshd.start()
     done = attach_standby(estate)
     assert done.exit_code == 0, done.output
+
+
+def test_a_host_that_vanishes_is_not_waited_for_until_the_deadline(estate: Estate) -> None:
+    """The connection is there, the question is on its way, and the network goes."""
+    begun = estate.sshd.directory / "begun"
+    estate.sshd.force(f"touch {begun}; sleep 60")
+    with Line(estate.sshd.port) as line:
+        estate.sshd.know(port=line.port)
+        destination = estate.sshd.destination.replace(str(estate.sshd.port), str(line.port))
+        hook = estate.hook(EFM_LB_BALANCERS__PGB1__HOST_SSH=destination, EFM_LB_DEADLINE=60)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(hook, "attach", estate.cluster.nodes[2].name, "s")
+            assert wait_until(begun.exists, timeout=20)
+            line.cut()
+            failed = running.result()
+    assert failed.exit_code == 75
+    assert "ssh to" in line_of(failed)
+    assert failed.seconds < 30, "three seconds, and what a busy machine adds; not the deadline"
 
 
 def test_a_shared_connection_is_not_taken_for_one_to_another_host(estate: Estate, tmp_path: Path) -> None:

@@ -74,10 +74,13 @@ class Sshd:
         """The key may log in no more."""
         (self.directory / "authorized_keys").write_text("")
 
-    def know(self, key: str = "host_key") -> None:
-        """Make the client expect this host key."""
+    def know(self, key: str = "host_key", port: int = 0) -> None:
+        """Make the client expect this host key.
+
+        :param port: another one by which the client gets there
+        """
         kind, public = (self.directory / f"{key}.pub").read_text().split()[:2]
-        (self.directory / "known_hosts").write_text(f"[{_HOST}]:{self.port} {kind} {public}\n")
+        (self.directory / "known_hosts").write_text(f"[{_HOST}]:{port or self.port} {kind} {public}\n")
 
     def trust(self, other: Sshd) -> None:
         """Make the ``ssh`` of this one reach another one as well."""

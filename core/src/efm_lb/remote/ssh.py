@@ -78,8 +78,8 @@ class Destination:
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": seconds,
             "ConnectionAttempts": 1,
-            # A shared connection whose host is gone is noticed within the time that a new one would take.
-            "ServerAliveInterval": max(1, seconds // 2),
+            # A connection whose host is gone is noticed after three of these: in the time that a new one would take.
+            "ServerAliveInterval": max(1, seconds // 3),
             "ServerAliveCountMax": 2,
             "ControlMaster": sharing[0],
             "ControlPath": sharing[1],

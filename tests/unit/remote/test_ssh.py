@@ -1,0 +1,37 @@
+"""ssh's command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from efm_lb.remote.ssh import Destination
+
+
+def options(destination: Destination, alone: bool = False) -> dict[str, str]:
+    words = destination.argv(alone)
+    return dict(words[n + 1].split("=", 1) for n, word in enumerate(words) if word == "-o")
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1, 2, 2.5, 4, 6, 10, 60])
+def test_a_host_that_vanishes_is_noticed_in_the_time_that_a_silent_one_costs(seconds: float) -> None:
+    """ssh asks after each interval, and gives up when it should ask once more than the most."""
+    given = options(Destination("pgb1", seconds, "/nowhere", "efm.pgb1"))
+    noticed = int(given["ServerAliveInterval"]) * (int(given["ServerAliveCountMax"]) + 1)
+    assert noticed <= max(3, int(given["ConnectTimeout"]))
+    assert seconds <= int(given["ConnectTimeout"]) < seconds + 1
+
+
+def test_each_destination_has_a_socket_of_its_own(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    one, other = (Destination(name, 2, str(tmp_path), "efm.pgb1") for name in ("pgb1", "root@pgb1"))
+    assert one.shared != other.shared
+    assert options(one)["ControlPath"] == one.shared
+    assert options(one, alone=True)["ControlPath"] == "none"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_no_socket_where_others_could_put_theirs(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    assert not Destination("pgb1", 2, str(tmp_path), "efm.pgb1").shared
