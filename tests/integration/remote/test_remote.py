@@ -243,12 +243,20 @@ def test_the_account_says_something_else(estate: Estate) -> None:
     assert "answered 'Welcome to pgb1'" in line_of(failed)
 
 
+def test_what_the_account_says_before_the_answer_does_no_harm(estate: Estate) -> None:
+    """As a .bashrc may, which bash reads for a forced command too."""
+    estate.sshd.force(f"echo Welcome to pgb1; echo; echo 'Have a {{nice}} day' >&2; exec {estate.forced()}")
+    done = attach_standby(estate)
+    assert done.exit_code == 0, done.output
+    assert line_of(done).startswith("pgb1: unchanged")
+
+
 def test_the_account_says_something_without_end(estate: Estate) -> None:
     estate.sshd.force("yes")
     began = time.monotonic()
     failed = attach_standby(estate, EFM_LB_DEADLINE=30)
     assert failed.exit_code == 69
-    assert "longer than" in line_of(failed)
+    assert "answered 'y y " in line_of(failed)
     assert time.monotonic() - began < 15
 
 

@@ -98,13 +98,14 @@ def read_request(data: bytes) -> Request:
 
 
 def read_answer(data: bytes) -> tuple[str, Any]:
-    """Read what ``efm-lb apply`` answered.
+    """Read what ``efm-lb apply`` answered: the last line, for what a start-up file of the account says comes before it.
 
     :return: the kind of answer (``outcome``, ``nothing``, ``steps``, ``view``, ``findings``), and the answer
     :raises OtherVersion: it was written by another version of efm-lb
     :raises Malformed: it is no answer
     """
-    ((kind, answer),) = _read(data, ANSWER, ANSWER_NAME)["answer"].items()
+    last = data.rstrip(b"\n").rpartition(b"\n")[2]
+    ((kind, answer),) = _read(last, ANSWER, ANSWER_NAME)["answer"].items()
     return kind, answer
 
 
