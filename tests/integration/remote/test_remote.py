@@ -315,6 +315,16 @@ def test_it_knows_its_own_balancers_only(estate: Estate) -> None:
     assert "no balancer pgb2 in the settings of its host; there are pgb1" in failed.output
 
 
+def test_it_knows_no_balancer_at_all(estate: Estate) -> None:
+    """Its env file names those of other hosts only."""
+    text = estate.there.read_text().splitlines(keepends=True)
+    kept = [line for line in text if "BALANCERS" not in line or "ADAPTER" in line]
+    estate.there.write_text("".join(kept) + "EFM_LB_BALANCERS__PGB1__HOST_SSH=efm-lb@elsewhere\n")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "no balancer pgb1 in the settings of its host; there are none" in line_of(failed)
+
+
 def test_its_settings_are_wrong(estate: Estate) -> None:
     estate.there.write_text(estate.there.read_text() + "EFM_LB_BALANCERS__PGB1__HODL=3\n")
     failed = attach_standby(estate)
