@@ -129,9 +129,11 @@ def _follow_up(arguments: Arguments, seconds: float, configuration: Configuratio
     again_at = started + seconds
     early = is_promoted(again_at)
     report = _record(arguments, configuration, state)
-    if early and not _is_carried_out(report):
-        # The old primary is still there, or a balancer was not ready: that was not the moment yet.
-        time.sleep(max(0.0, again_at - time.monotonic()))
+    left = again_at - time.monotonic()
+    if early and left > 0 and not _is_carried_out(report):
+        # The old primary is still there, or a balancer was not ready: that was not the moment yet. One that took all of
+        # its time and was not ready is no reason to keep EFM's next call waiting for the lock once more.
+        time.sleep(left)
         report = _record(arguments, configuration, state)
     event = report.decision and report.decision.event
     if isinstance(event, Detach) and not event.truth.primary and is_promoted(started + FOLLOW_UP_PATIENCE):

@@ -270,6 +270,15 @@ def test_a_sighting_that_was_too_early_is_judged_again_in_time(world: World, run
     assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
 
 
+def test_a_balancer_that_took_all_of_its_time_is_not_told_again_at_once(world: World, run: Run) -> None:
+    """The lock is held all the while, and EFM's call for the new primary waits for it."""
+    world.sightings = [(FAILED_OVER,)]
+    world.asked = lambda: time.sleep(0.3)
+    world.answers = {"pool1": TemporaryError("no answer")}
+    assert run("detach", "db1", "p", "--follow-up", "0.2", "--call", new_call())[0] == 75
+    assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
+
+
 def test_an_attach_is_not_judged_again_before_its_time(world: World, run: Run) -> None:
     """A balancer may wait for the promote, with the lock held that the call for the new primary needs."""
     world.sightings = [(FAILED_OVER,)]
