@@ -44,7 +44,6 @@ class Estate:
         """The state directory ``here``, where the hook runs, or ``there``."""
         return self.there.parent / f"{self._name.removesuffix('-here')}-{where}.state"
 
-
     def close(self) -> None:
         """End sshd, and the shared connections, which go on for a minute otherwise."""
         self.sshd.stop()

@@ -272,7 +272,7 @@ def test_a_parent_that_ignores_its_children_costs_no_answer(estate: Estate) -> N
     """Such a disposition is inherited, and then no exit code can be had."""
     env_file = estate.hook()("config", "show").argv[-1]
     argv = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", env_file]
-    ignore = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    ignore = "import os, signal as s, sys; s.signal(s.SIGCHLD, s.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     ignoring = [sys.executable, "-c", ignore, *argv]
     done = subprocess.run(ignoring, env={"PATH": estate.sshd.path}, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout

@@ -121,7 +121,8 @@ def _match(request: Request, configuration: Configuration) -> None:
         raise Refused(f"this host answers for cluster {configuration.cluster}, not for {request.cluster}")
     here = [balancer.name for balancer in configuration.balancers]
     if request.balancer not in here:
-        raise Refused(f"no balancer {request.balancer} in the settings of its host; there are {', '.join(here) or 'none'}")
+        known = ", ".join(here) or "none"
+        raise Refused(f"no balancer {request.balancer} in the settings of its host; there are {known}")
     own = [node.name for node in configuration.nodes]
     if list(request.nodes) != own:
         raise Refused(
