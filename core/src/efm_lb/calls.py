@@ -1,6 +1,6 @@
 """An EFM call: what the command line of a script hook says, read without an argument parser's start-up cost."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from efm_lb.errors import CallError
 from efm_lb.events import Origin
 from efm_lb.truth import Node, Role
 
-__all__ = ["APPLY", "HOOKS", "Arguments", "Call", "Kind", "parse", "without_options"]
+__all__ = ["APPLY", "HOOKS", "Arguments", "Call", "Kind", "parse", "valued", "without_options"]
 
 
 class Kind(Enum):
@@ -86,6 +86,27 @@ def without_options(argv: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def valued(argv: Sequence[str], names: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the options that have a value, ``--name VALUE`` or ``--name=VALUE``, out of a command line.
+
+    :param names: of these options
+    :return: all other words, in their order; and the values by name, the last of each
+    :raises CallError: a value is missing or empty
+    """
+    others: list[str] = []
+    options: dict[str, str] = {}
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in names:
+            others.append(word)
+            continue
+        options[name] = value if equals else next(rest, "")
+        if not options[name]:
+            raise CallError(f"{name} needs a value")
+    return others, options
+
+
 def parse(argv: Sequence[str]) -> Arguments:
     """Read ``attach HOST [TYPE]``, ``detach HOST [TYPE]`` or ``promote HOST`` and the options.
 
@@ -93,18 +114,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     :raises CallError: the message says what is wrong and what was expected
     """
     kind = Kind(argv[0])
+    rest, options = valued(argv[1:], _VALUED)
     words: list[str] = []
-    options: dict[str, str] = {}
     flags: set[str] = set()
-    rest = iter(argv[1:])
     for word in rest:
-        name, equals, value = word.partition("=")
-        if name in _VALUED:
-            given = value if equals else next(rest, None)
-            if not given:
-                raise CallError(f"{name} needs a value")
-            options[name] = given
-        elif word in ("--json", "--dry-run"):
+        if word in ("--json", "--dry-run"):
             flags.add(word)
         elif word.startswith("-"):
             raise CallError(f"no such option: {word} (see efm-lb {kind.value} --help)")

@@ -33,7 +33,7 @@ from efm_lb.probe import Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
-from efm_lb.state import State, new_call
+from efm_lb.state import State, new_call, write_all
 from efm_lb.truth import Truth
 
 if TYPE_CHECKING:
@@ -244,9 +244,7 @@ def _act(call: Call, configuration: Configuration, journal: journals.Journal, st
         reason=decision.reason,
         truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
     )
-    timeline = truth.state(truth.primary).timeline if truth.primary else None
-    if timeline and timeline > truth.newest:
-        state.timeline = timeline
+    state.remember(truth)
     if decision.hold:
         # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
         held = dispatcher.hold(decision.hold, deadline)
@@ -334,8 +332,7 @@ def _say(text: str) -> None:
     """Print to standard output, whatever it is: what was done is done, and the exit code must tell it."""
     data = text.encode("utf-8", "backslashreplace") + b"\n"
     try:
-        while data:
-            data = data[os.write(1, data) :]
+        write_all(1, data)
     except OSError:
         return
 

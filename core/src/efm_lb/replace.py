@@ -13,6 +13,7 @@ import stat
 from _thread import get_ident
 
 from efm_lb.outcomes import PermanentError, TemporaryError
+from efm_lb.state import write_all
 
 __all__ = ["read_file", "replace_file"]
 
@@ -69,7 +70,7 @@ def _replace(path: str, target: str, before: os.stat_result, content: bytes) -> 
     descriptor = _create(temporary)
     try:
         try:
-            _write(descriptor, content)
+            write_all(descriptor, content)
             _make_alike(descriptor, path, target, before)
             os.fsync(descriptor)
         finally:
@@ -108,11 +109,6 @@ def _create(path: str) -> int:
     except FileExistsError:  # left by a process of the same number that was killed
         os.unlink(path)
         return os.open(path, flags, 0o600)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 def _flush(directory: int) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 
-from efm_lb.truth import Node
+from efm_lb.truth import Node, Truth
 
-__all__ = ["State", "hand_over", "new_call", "replace"]
+__all__ = ["State", "hand_over", "new_call", "replace", "write_all"]
 
 
 def new_call() -> str:
@@ -62,6 +62,12 @@ class State:
     def timeline(self, timeline: int) -> None:
         self._write(f"{self._prefix}.timeline", str(timeline))
 
+    def remember(self, truth: Truth) -> None:
+        """Keep the timeline of the truth's primary, when it is newer than the one that is kept."""
+        timeline = truth.state(truth.primary).timeline if truth.primary else None
+        if timeline and timeline > self.timeline:
+            self.timeline = timeline
+
     def _call_file(self, node: Node) -> str:
         return f"{self._prefix}.{node.name.replace('/', '_')}.call"
 
@@ -97,8 +103,7 @@ def replace(path: str, content: bytes, mode: int) -> None:
         descriptor = os.open(partial, flags, 0o600)
     try:
         try:
-            while content:
-                content = content[os.write(descriptor, content) :]
+            write_all(descriptor, content)
             os.fchmod(descriptor, mode)
             hand_over(descriptor, path)
         finally:
@@ -107,6 +112,12 @@ def replace(path: str, content: bytes, mode: int) -> None:
     except BaseException:
         os.unlink(partial)
         raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of ``content``, in as many pieces as it takes. Raises OSError; a part may be written then."""
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def hand_over(descriptor: int, path: str) -> None:

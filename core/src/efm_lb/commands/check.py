@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from efm_lb.commands.observe import ask, no_primary
+from efm_lb.commands.observe import ask, log_in, no_primary
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
@@ -32,14 +32,10 @@ def check(configuration: Configuration, as_json: bool) -> int:
     :raises EfmLbError: there is no libpq on this host
     """
     truth = ask(configuration)
-
-    def log_in(user: str, dbname: str) -> Truth:
-        return ask(configuration._replace(probe={**configuration.probe, "user": user, "dbname": dbname}))
-
     found = [("efm-lb", finding) for finding in _own(configuration)]
     found += [("databases", finding) for finding in _databases(truth)]
     deadline = time.monotonic() + configuration.deadline
-    for name, answer in Dispatcher(configuration).findings(truth, log_in, deadline).items():
+    for name, answer in Dispatcher(configuration).findings(truth, log_in(configuration), deadline).items():
         if answer.failure:
             found.append((name, Finding(Severity.ERROR, "balancer", answer.failure.detail)))
         elif answer.value is None:

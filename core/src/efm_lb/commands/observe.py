@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from efm_lb.configuration import Configuration
@@ -13,7 +14,7 @@ from efm_lb.probe import Probe
 from efm_lb.state import State
 from efm_lb.truth import Reach, Truth
 
-__all__ = ["Observation", "ask", "no_primary", "observe", "untold"]
+__all__ = ["Observation", "ask", "log_in", "no_primary", "observe", "untold"]
 
 
 class Observation(NamedTuple):
@@ -33,6 +34,15 @@ def ask(configuration: Configuration) -> Truth:
     except LibpqNotFoundError as error:
         raise NotInstalledError(str(error)) from None
     return truth._replace(newest=State(configuration.state_dir, configuration.cluster).timeline)
+
+
+def log_in(configuration: Configuration) -> Callable[[str, str], Truth]:
+    """What `efm_lb.hookspecs.efm_lb_check` calls ``log_in``: `ask` as another role, in another database."""
+
+    def ask_as(user: str, dbname: str) -> Truth:
+        return ask(configuration._replace(probe={**configuration.probe, "user": user, "dbname": dbname}))
+
+    return ask_as
 
 
 def no_primary(truth: Truth) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb import lock, signals
-from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EfmLbError
+from efm_lb.calls import valued
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, CallError, EfmLbError
 from efm_lb.events import Detach, Event, Promote
 from efm_lb.journal import Journal
 from efm_lb.outcomes import Outcome, Result
@@ -33,7 +34,7 @@ from efm_lb.remote.documents import (
 from efm_lb.remote.schemas import LIMIT
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
-from efm_lb.state import State
+from efm_lb.state import State, write_all
 from efm_lb.truth import Truth
 
 if TYPE_CHECKING:
@@ -86,18 +87,10 @@ def parse(argv: Sequence[str]) -> Arguments:
 
     :raises CallError: there is something else
     """
-    from efm_lb.errors import CallError
-
-    given: dict[str, str] = {}
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name not in ("--cluster", "--env-file"):
-            raise CallError(f"efm-lb apply [--cluster NAME] [--env-file FILE]: what is {word!r}?")
-        given[name] = value if equals else next(rest, "")
-        if not given[name]:
-            raise CallError(f"{name} needs a value")
-    return Arguments(given.get("--cluster", "efm"), given.get("--env-file"))
+    rest, options = valued(argv, ("--cluster", "--env-file"))
+    if rest:
+        raise CallError(f"efm-lb apply [--cluster NAME] [--env-file FILE]: what is {rest[0]!r}?")
+    return Arguments(options.get("--cluster", "efm"), options.get("--env-file"))
 
 
 def _answer(arguments: Arguments) -> tuple[str, Any] | None:
@@ -137,7 +130,9 @@ def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, 
         return _told(dispatcher.views(configuration.nodes, deadline), "view", view_document)
     truth = truth_of(given["truth"], configuration.nodes)
     if request.ask == "check":
-        return _told(dispatcher.findings(truth, _log_in(configuration), deadline), "findings", findings_document)
+        from efm_lb.commands.observe import log_in
+
+        return _told(dispatcher.findings(truth, log_in(configuration), deadline), "findings", findings_document)
     if request.ask == "plan":
         event = _fenced(given["event"], truth, state)
         return _told(dispatcher.plan(event, deadline), "steps", lambda steps: [str(step) for step in steps])
@@ -156,7 +151,7 @@ def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, 
     if outcome is None:
         return "nothing", None
     if journal.failure:
-        outcome = outcome._replace(detail=f"{outcome.detail}; not journalled on its host: {journal.failure}")
+        outcome = outcome._replace(detail=f"{outcome.detail}; on its host: {journal.failure}")
     return "outcome", outcome
 
 
@@ -173,14 +168,12 @@ def _act(
     Not under the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one
     that hangs costs no other.
     """
-    held = None
+    path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
     try:
-        try:
-            left = deadline - time.monotonic()
-            path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
-            held = lock.acquire(path, left / 2)
-        except (TimeoutError, OSError):
-            held = None  # every step is idempotent; better two at once than none
+        held = lock.acquire(path, (deadline - time.monotonic()) / 2)
+    except OSError:  # or out of time: every step is idempotent; better two at once than none
+        held = None
+    try:
         # Looked at under the lock: another host may have sent a newer truth in between.
         event = _fenced(request.given["event"], truth, state)
         if request.ask == "act":
@@ -189,7 +182,7 @@ def _act(
             outcomes = dispatcher.hold(event, deadline)
         else:
             raise Malformed("only a detach can ask to hold")
-        _remember(truth, state)
+        state.remember(truth)
         return outcomes[0] if outcomes else None
     finally:
         if held is not None:
@@ -208,12 +201,6 @@ def _fenced(document: Mapping[str, Any], truth: Truth, state: State) -> Event:
     return event
 
 
-def _remember(truth: Truth, state: State) -> None:
-    timeline = truth.state(truth.primary).timeline if truth.primary else None
-    if timeline and timeline > state.timeline:
-        state.timeline = timeline
-
-
 def _encoded(kind: str, answer: Any) -> bytes:
     document = outcome_document(answer) if isinstance(answer, Outcome) else answer
     return encoded(answer_document(kind, document))
@@ -228,15 +215,6 @@ def _told(answers: Mapping[str, Answer], kind: str, document: Any) -> tuple[str,
     if answer.failure:
         return "outcome", answer.failure
     return ("nothing", None) if answer.value is None else (kind, document(answer.value))
-
-
-def _log_in(configuration: Configuration) -> Any:
-    from efm_lb.commands.observe import ask
-
-    def log_in(user: str, dbname: str) -> Truth:
-        return ask(configuration._replace(probe={**configuration.probe, "user": user, "dbname": dbname}))
-
-    return log_in
 
 
 def _read(limit: float) -> bytes:
@@ -260,7 +238,6 @@ def _read(limit: float) -> bytes:
 
 def _write(data: bytes) -> None:
     try:
-        while data:
-            data = data[os.write(1, data) :]
+        write_all(1, data)
     except OSError:
         return  # the sender is gone; what was done is in the journal
