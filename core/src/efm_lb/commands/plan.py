@@ -28,15 +28,14 @@ def plan(configuration: Configuration, as_json: bool) -> int:
     if not seen.truth.primary:
         failures["cluster"] = no_primary(seen.truth)
     failures |= untold(seen.truth)
+    dispatcher = Dispatcher(configuration)
     for name, answer in seen.views.items():
         if not isinstance(answer.value, View):
             failures[name] = answer.failure.detail if answer.failure else "its adapter has no view"
             continue
-        one = configuration._replace(balancers=tuple(b for b in configuration.balancers if b.name == name))
-        dispatcher = Dispatcher(one)
         steps[name] = []
         for event in differences(seen.truth, answer.value):
-            told = dispatcher.plan(event, time.monotonic() + configuration.deadline)[name]
+            told = dispatcher.only(name).plan(event, time.monotonic() + configuration.deadline)[name]
             what = f"{type(event).__name__.lower()} {event.node.name}"
             if told.failure:
                 failures[name] = f"{what}: {told.failure.detail}"
