@@ -67,9 +67,10 @@ def validate(
                     f"cannot write next to {original} to validate it: {error.strerror} (as uid {os.geteuid()})"
                 ) from None
         names = [word for original in paths for word in ("-f", candidates.get(original, original))]
-        if not _run([path, "-c", "-f", _QUICK, *names], runtime, deadline)[0]:
+        environment = _environment(runtime, deadline)
+        if not _run([path, "-c", "-f", _QUICK, *names], environment, deadline)[0]:
             return ""
-        code, output = _run([path, "-c", *names], runtime, deadline)
+        code, output = _run([path, "-c", *names], environment, deadline)
         if code:
             for original, candidate in candidates.items():
                 output = output.replace(candidate, original)
@@ -100,7 +101,7 @@ def _lay(original: str, content: bytes) -> str:
     return path
 
 
-def _run(argv: list[str], runtime: Runtime, deadline: float) -> tuple[int, str]:
+def _run(argv: list[str], environment: Mapping[str, str], deadline: float) -> tuple[int, str]:
     """The exit code and the error output of a program."""
     limit = min(deadline, monotonic() + _LONGEST)
     reader, writer = os.pipe()
@@ -110,7 +111,7 @@ def _run(argv: list[str], runtime: Runtime, deadline: float) -> tuple[int, str]:
             actions = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, nothing, 1)]
             actions.append((os.POSIX_SPAWN_DUP2, writer, 2))
             try:
-                child = os.posix_spawn(argv[0], argv, _environment(runtime, deadline), file_actions=actions)
+                child = os.posix_spawn(argv[0], argv, environment, file_actions=actions)
             except OSError as error:
                 raise PermanentError(f"PROGRAM: cannot start {argv[0]}: {error.strerror}") from None
         finally:
