@@ -128,16 +128,10 @@ class Poolers:
                 with self._scene(arm) as (hook, writers):
                     began, stall = play(hook, writers)
                     seen = [writer.experience(began, time.monotonic()) for writer in writers]
-                    rows = _rows(self._cluster.primary)
-                    lost = {
-                        (writer.number, number)
-                        for writer in writers
-                        for number, moment in list(writer.acknowledged.items())
-                        if (writer.number, number) not in rows and moment > began + 0.1
-                    }
-                    doubled = _doubled(self._cluster.primary)
                     errors = sum(sum(each.texts.values()) for each in seen)
-                    played[arm].append(_Run(errors, stall, len(lost), doubled))
+                    accounts = [writer.accounts(self._cluster.primary, began + 0.1) for writer in writers]
+                    lost, doubled = sum(each.lost for each in accounts), sum(each.doubled for each in accounts)
+                    played[arm].append(_Run(errors, stall, lost, doubled))
         return played
 
     @contextmanager
@@ -173,11 +167,6 @@ def _go_on(writers: list[Writer]) -> None:
 def _rows(node: Server) -> set[tuple[int, int]]:
     rows = node.query(f"select writer, number from {TABLE}", timeout=30)
     return {(int(row["writer"] or 0), int(row["number"] or 0)) for row in rows}
-
-
-def _doubled(node: Server) -> int:
-    found = node.query(f"select count(*) - count(distinct (writer, number)) as doubled from {TABLE}", timeout=30)
-    return int(found[0]["doubled"] or 0)
 
 
 def _both(played: dict[str, list[_Run]], field: str) -> tuple[list[float], list[float]]:

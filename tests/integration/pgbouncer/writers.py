@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from efm_lb.rehearsal.clients import Experience, Writer
-from efm_lb.rehearsal.cluster import TABLE, Server
+from efm_lb.rehearsal.cluster import Server
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 
 __all__ = ["Writers", "writing"]
@@ -54,14 +54,8 @@ class Writers:
 
     def accounts(self, primary: Server) -> tuple[int, int]:
         """How many acknowledged rows ``primary`` lacks, and how many it has more than once."""
-        rows = Counter((row["writer"], row["number"]) for row in primary.query(f"select writer, number from {TABLE}"))
-        lost = [
-            (writer.number, number)
-            for writer in self.writers
-            for number in writer.acknowledged
-            if (str(writer.number), str(number)) not in rows
-        ]
-        return len(lost), sum(1 for count in rows.values() if count > 1)
+        found = [writer.accounts(primary) for writer in self.writers]
+        return sum(each.lost for each in found), sum(each.doubled for each in found)
 
 
 @contextlib.contextmanager

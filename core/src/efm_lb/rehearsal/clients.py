@@ -143,6 +143,23 @@ class _Client(threading.Thread):
         self._troubles.append(_Trouble(time.monotonic(), kind, f"{error.sqlstate} {error}".strip()))
 
 
+@dataclass(frozen=True)
+class Accounts:
+    """Acknowledged rows against the rows that the primary has.
+
+    :param acknowledged: rows whose insert was acknowledged
+    :param lost_to_replication: missing, but acknowledged before a crashed primary was replaced:
+        asynchronous replication loses those, whatever the balancer does
+    :param lost: missing without that excuse: written to a server that is not the primary any more
+    :param doubled: rows that exist more than once
+    """
+
+    acknowledged: int
+    lost_to_replication: int
+    lost: int
+    doubled: int
+
+
 class Writer(_Client):
     """Inserts an increasing number every 5 ms; a number whose insert was not acknowledged is not tried again."""
 
@@ -157,6 +174,25 @@ class Writer(_Client):
         self._next += 1
         session.execute(f"insert into {TABLE} values ({self.number}, {self._next})", self._entrance.patience)
         self.acknowledged[self._next] = time.monotonic()
+
+    def accounts(self, primary: Server, orphaned: float | None = None) -> Accounts:
+        """Compare what was acknowledged so far with what ``primary`` has.
+
+        :param orphaned: rows acknowledged before this moment of ``time.monotonic()`` may have died with a
+            crashed primary; None when none crashed
+        :raises sql.SqlError: the primary does not answer
+        """
+        acknowledged = dict(self.acknowledged)
+        rows = primary.query(f"select number from {TABLE} where writer = {self.number}", timeout=30)
+        found = Counter(int(row["number"]) for row in rows)
+        missing = [number for number in acknowledged if number not in found]
+        excused = [number for number in missing if orphaned is not None and acknowledged[number] <= orphaned]
+        return Accounts(
+            acknowledged=len(acknowledged),
+            lost_to_replication=len(excused),
+            lost=len(missing) - len(excused),
+            doubled=sum(1 for count in found.values() if count > 1),
+        )
 
 
 class Reader(_Client):
@@ -174,23 +210,6 @@ class Reader(_Client):
     def _step(self, session: sql.Session | None) -> sql.Session | None:
         session = super()._step(session)
         return None if self._new_sessions else session
-
-
-@dataclass(frozen=True)
-class Accounts:
-    """Acknowledged rows against the rows that the primary has.
-
-    :param acknowledged: rows whose insert was acknowledged
-    :param lost_to_replication: missing, but acknowledged before a crashed primary was replaced:
-        asynchronous replication loses those, whatever the balancer does
-    :param lost: missing without that excuse: written to a server that is not the primary any more
-    :param doubled: rows that exist more than once
-    """
-
-    acknowledged: int
-    lost_to_replication: int
-    lost: int
-    doubled: int
 
 
 class Clients:
@@ -259,20 +278,5 @@ class Clients:
         )
 
     def accounts(self, primary: Server, orphaned: float | None = None) -> Accounts:
-        """Compare what was acknowledged so far with what ``primary`` has.
-
-        :param orphaned: rows acknowledged before this moment of ``time.monotonic()`` may have died with a
-            crashed primary; None when none crashed
-        :raises sql.SqlError: the primary does not answer
-        """
-        acknowledged = dict(self.writer.acknowledged)
-        rows = primary.query(f"select number from {TABLE} where writer = {self.writer.number}", timeout=30)
-        found = Counter(int(row["number"]) for row in rows)
-        missing = [number for number in acknowledged if number not in found]
-        excused = [number for number in missing if orphaned is not None and acknowledged[number] <= orphaned]
-        return Accounts(
-            acknowledged=len(acknowledged),
-            lost_to_replication=len(excused),
-            lost=len(missing) - len(excused),
-            doubled=sum(1 for count in found.values() if count > 1),
-        )
+        """The writer's: see `Writer.accounts`."""
+        return self.writer.accounts(primary, orphaned)
