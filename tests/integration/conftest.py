@@ -54,15 +54,8 @@ def pgpool(cluster: Cluster, standing_pgpool: Pgpool) -> Pgpool:
 @pytest.fixture
 def start_pgpool(cluster: Cluster) -> Iterator[Callable[..., Pgpool]]:
     """Start further pgpools, with settings of their own: ``start_pgpool(search_primary_node_timeout=10)``."""
-    pools: list[Pgpool] = []
-
-    def start(**settings: object) -> Pgpool:
-        pools.append(Pgpool.start(cluster, settings))
-        return pools[-1]
-
-    yield start
-    for pool in pools:
-        pool.process.close()
+    with contextlib.ExitStack() as running:
+        yield lambda **settings: running.enter_context(Pgpool.start(cluster, settings))
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +75,8 @@ def pgbouncer(cluster: Cluster, standing_pgbouncer: Pgbouncer) -> Pgbouncer:
 @pytest.fixture
 def start_pgbouncer(cluster: Cluster) -> Iterator[Callable[..., Pgbouncer]]:
     """Start further ones, with settings of their own: ``start_pgbouncer(pool_mode="session")``."""
-    poolers: list[Pgbouncer] = []
-
-    def start(port: int = 0, **settings: object) -> Pgbouncer:
-        poolers.append(Pgbouncer.start(cluster, settings, port))
-        return poolers[-1]
-
-    yield start
-    for pooler in poolers:
-        pooler.process.close()
+    with contextlib.ExitStack() as running:
+        yield lambda port=0, **settings: running.enter_context(Pgbouncer.start(cluster, settings, port))
 
 
 @pytest.fixture(scope="session")
@@ -110,15 +96,8 @@ def haproxy(cluster: Cluster, standing_haproxy: Haproxy) -> Haproxy:
 @pytest.fixture
 def start_haproxy(cluster: Cluster) -> Iterator[Callable[..., Haproxy]]:
     """Start further HAProxies, with lines of their own."""
-    started: list[Haproxy] = []
-
-    def start(**options: str | bool) -> Haproxy:
-        started.append(Haproxy.start(cluster, **options))
-        return started[-1]
-
-    yield start
-    for haproxy in started:
-        haproxy.process.close()
+    with contextlib.ExitStack() as running:
+        yield lambda **options: running.enter_context(Haproxy.start(cluster, **options))
 
 
 @pytest.fixture
