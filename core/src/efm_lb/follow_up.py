@@ -1,4 +1,4 @@
-"""A deferred call is judged again, once, by a process of its own.
+"""A deferred call is judged again by a process of its own, until nothing is left of it.
 
 EFM calls once and never again: a primary that is left in place because a promotion is
 expected must not stay for ever when none comes. The hook itself must not wait for
@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 
+from efm_lb.errors import EX_OK, EX_TEMPFAIL
+from efm_lb.events import Detach
+from efm_lb.outcomes import Result
 from efm_lb.report import Report
 
-__all__ = ["owed", "start"]
+__all__ = ["ATTEMPT", "PATIENCE", "is_carried_out", "judge_until_done", "owed", "start"]
+
+PATIENCE = 60.0
+"""Seconds after which a follow-up ends: nobody waits for it, and a promotion may take its time."""
+ATTEMPT = 3.0
+"""Seconds that the balancers have each time the call is judged: EFM's own calls may be waiting for the lock."""
+_PAUSE = 0.5
+"""Seconds until the call is judged once more, twice as long each time."""
+_LONGEST_PAUSE = 4.0
 
 
 def owed(report: Report) -> float | None:
@@ -33,3 +46,51 @@ def start(seconds: float, call: str) -> None:
     argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}", "--call", call]
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     os.posix_spawn(sys.executable, argv, os.environ, file_actions=null, setsid=True)
+
+
+def is_carried_out(report: Report) -> bool:
+    """Whether every balancer is proven to be as the call wants it, and nothing is left for later."""
+    done = (Result.CHANGED, Result.UNCHANGED)
+    return report.exit_code == EX_OK and bool(report.outcomes) and all(each.result in done for each in report.outcomes)
+
+
+def judge_until_done(seconds: float, judge: Callable[[float], Report], is_promoted: Callable[[float], bool]) -> Report:
+    """Judge a call after ``seconds``, or as soon as a promotion is seen, and again while something is left of it.
+
+    What is left: a balancer failed temporarily or waits for another call, two primaries were visible, or a dead primary
+    was detached and no other one is there yet.
+
+    :param judge: judges the call once; takes the seconds that a node which is on its way may be waited for
+    :param is_promoted: waits until the given ``time.monotonic()``, or until a new primary is seen, and says whether it
+        was
+    :return: what came of it the last time
+    """
+    again_at = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE
+    pause = _PAUSE
+    seen = is_promoted(again_at)
+    while True:
+        report = judge(max(0.0, until - time.monotonic()))
+        now = time.monotonic()
+        event = report.decision and report.decision.event
+        is_awaited = isinstance(event, Detach) and not event.truth.primary
+        is_left = report.exit_code == EX_TEMPFAIL or owed(report) is not None
+        if is_left or (seen and is_awaited):
+            due = now + pause
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        elif now < again_at and not is_carried_out(report):
+            due = again_at  # a promotion was seen, but the old primary is still there: that was not the moment yet
+        elif is_awaited:
+            due = until
+        else:
+            return report
+        if due > until:
+            return report._replace(exit_code=EX_TEMPFAIL) if is_left else report
+        if is_awaited and not seen:
+            seen = is_promoted(due)
+            if due == until and not seen:
+                return report
+        else:
+            # The truth does not agree with what was seen, or a promotion is not what is missing.
+            time.sleep(due - now)
+            seen = False

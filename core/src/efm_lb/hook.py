@@ -26,7 +26,7 @@ from efm_lb.errors import (
     NotInstalledError,
     UnknownNodeError,
 )
-from efm_lb.events import Detach, Origin
+from efm_lb.events import Origin
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.probe import Probe
@@ -45,9 +45,8 @@ PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
-FOLLOW_UP_PATIENCE = 60.0
-"""Seconds that a follow-up waits for a primary: nobody waits for it, and a promotion may take its time."""
 FOLLOW_UP_POLL = 0.5
+"""The same of a follow-up, for which nobody waits."""
 SWITCH = 0.0005
 """Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
@@ -93,7 +92,7 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
     elif arguments.follow_up is not None:
         report = _follow_up(arguments, arguments.follow_up, configuration, state)
     else:
-        report = _record(arguments, configuration, state)
+        report = _record(arguments, configuration, state, PATIENCE * configuration.deadline)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
 
 
@@ -112,37 +111,29 @@ def _follow_up(arguments: Arguments, seconds: float, configuration: Configuratio
 
     EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
     """
-    call = _call(arguments, configuration)
-    started = time.monotonic()
-    if call.kind is not Kind.DETACH:
-        # Deferred because a balancer is not as the truth is: the call that makes it so must come first.
-        time.sleep(seconds)
-        return _record(arguments, configuration, state)
-    from efm_lb.watch import wait_for_primary
-
-    others = [node for node in configuration.nodes if node != call.node]
-    _dispatcher(configuration)  # imported by the time it is wanted
+    others = [node for node in configuration.nodes if node != _call(arguments, configuration).node]
 
     def is_promoted(until: float) -> bool:
+        if arguments.kind is not Kind.DETACH:
+            # Deferred because a balancer is not as the truth is: the call that makes it so must come first.
+            time.sleep(max(0.0, until - time.monotonic()))
+            return False
+        from efm_lb.watch import wait_for_primary
+
+        _dispatcher(configuration)  # imported by the time it is wanted
         return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)
 
-    again_at = started + seconds
-    early = is_promoted(again_at)
-    report = _record(arguments, configuration, state)
-    left = again_at - time.monotonic()
-    if early and left > 0 and not _is_carried_out(report):
-        # The old primary is still there, or a balancer was not ready: that was not the moment yet. One that took all of
-        # its time and was not ready is no reason to keep EFM's next call waiting for the lock once more.
-        time.sleep(left)
-        report = _record(arguments, configuration, state)
-    event = report.decision and report.decision.event
-    if isinstance(event, Detach) and not event.truth.primary and is_promoted(started + FOLLOW_UP_PATIENCE):
-        report = _record(arguments, configuration, state)
-    return report
+    def judge(patience: float) -> Report:
+        return _record(arguments, configuration, state, patience)
+
+    return follow_up.judge_until_done(seconds, judge, is_promoted)
 
 
-def _record(arguments: Arguments, configuration: Configuration, state: State) -> Report:
-    """Act on a call, with the journal, the lock and the follow-up around it."""
+def _record(arguments: Arguments, configuration: Configuration, state: State, patience: float) -> Report:
+    """Act on a call, with the journal, the lock and the follow-up around it.
+
+    :param patience: seconds that a node which is on its way may be waited for
+    """
     name = arguments.call or new_call()
     journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", name)
     journal.record(
@@ -165,8 +156,8 @@ def _record(arguments: Arguments, configuration: Configuration, state: State) ->
             )
             report = Report(str(call), EX_OK, Decision(Verdict.DEFER, reason))
         else:
-            report = _act(call, configuration, journal, state, turn)
-            if _is_carried_out(report):
+            report = _act(call, configuration, journal, state, turn, patience)
+            if follow_up.is_carried_out(report):
                 state.note(call.node, name, wants_in)
     except Terminated:
         journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
@@ -226,18 +217,14 @@ class _Turn:
             self._held = None
 
 
-def _is_carried_out(report: Report) -> bool:
-    """Whether every balancer is proven to be as the call wants it, and nothing is left for later."""
-    done = (Result.CHANGED, Result.UNCHANGED)
-    return report.exit_code == EX_OK and bool(report.outcomes) and all(each.result in done for each in report.outcomes)
-
-
-def _act(call: Call, configuration: Configuration, journal: journals.Journal, state: State, turn: _Turn) -> Report:
+def _act(
+    call: Call, configuration: Configuration, journal: journals.Journal, state: State, turn: _Turn, patience: float
+) -> Report:
     deadline = time.monotonic() + configuration.deadline
-    decision, truth, dispatcher = _settle(call, configuration, state, deadline, turn)
+    decision, truth, dispatcher = _settle(call, configuration, state, deadline, patience, turn)
     if call.origin is Origin.FOLLOW_UP:
-        # Nobody waits for it: whatever the waiting took, the balancers have all of their time.
-        deadline = time.monotonic() + configuration.deadline
+        # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
+        deadline = time.monotonic() + min(configuration.deadline, follow_up.ATTEMPT)
     journal.record(
         "decision",
         verdict=decision.verdict.value,
@@ -256,7 +243,7 @@ def _act(call: Call, configuration: Configuration, journal: journals.Journal, st
 def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
-    decision, _, dispatcher = _settle(call, configuration, state, deadline)
+    decision, _, dispatcher = _settle(call, configuration, state, deadline, 0.0)
     if decision.event is None:
         holders = dispatcher.holders(deadline) if decision.hold else ()
         asked = ["would be asked to hold new work back"]
@@ -273,16 +260,20 @@ def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
 
 
 def _settle(
-    call: Call, configuration: Configuration, state: State, deadline: float, turn: _Turn | None = None
+    call: Call,
+    configuration: Configuration,
+    state: State,
+    deadline: float,
+    patience: float,
+    turn: _Turn | None = None,
 ) -> tuple[Decision, Truth, Dispatcher]:
-    """Ask the databases until they allow a decision, or patience is over.
+    """Ask the databases until they allow a decision, or ``patience``, in seconds, is over.
 
     :param turn: given up while a node is waited for: what other calls are about must not wait for it too. Without one,
         nothing is waited for
     """
-    follow_up = call.origin is Origin.FOLLOW_UP
-    patience = FOLLOW_UP_PATIENCE if follow_up else PATIENCE * configuration.deadline
-    patient_until = time.monotonic() + patience if turn else 0.0
+    is_again = call.origin is Origin.FOLLOW_UP
+    patient_until = time.monotonic() + patience
     try:
         probe = Probe(configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
@@ -304,12 +295,12 @@ def _settle(
         # Somebody is on the way: ask them alone, and all again when an answer changes.
         before = [truth.state(node)[1:3] for node in decision.watch]
         while (left := patient_until - time.monotonic()) > 0:
-            time.sleep(FOLLOW_UP_POLL if follow_up else POLL)
+            time.sleep(FOLLOW_UP_POLL if is_again else POLL)
             if [state[1:3] for state in probe.truth(decision.watch, timeout=left).states] != before:
                 break
         turn.take()
         # The balancers must have their part of what is left.
-        left = configuration.deadline if follow_up else deadline - time.monotonic()
+        left = configuration.deadline if is_again else deadline - time.monotonic()
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))
 
 

@@ -100,9 +100,9 @@ def efm_lb_detach(event: Detach, balancer: Balancer, deadline: float) -> Outcome
     """Take ``event.node`` out of rotation.
 
     Called once per balancer and event, and again with ``event.origin`` FOLLOW_UP
-    when it returned deferred with ``again_after``. ``event.truth.primary`` is the
-    node that writes may go to instead; where it is None and taking the node out
-    would block the balancer, an adapter may defer, once.
+    when it returned deferred with ``again_after``, for a minute at most.
+    ``event.truth.primary`` is the node that writes may go to instead; where it is
+    None and taking the node out would block the balancer, an adapter may defer.
 
     :param event: the node, and the truth that the event was decided on
     :param balancer: the balancer to bring right

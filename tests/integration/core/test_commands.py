@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from integration.real import follow_ups
 
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster
@@ -153,6 +154,27 @@ def test_a_follow_up_detaches_a_primary_that_died_without_a_promotion(
 
     assert wait_until(reads_again, timeout=15), "the follow-up has not detached it"
     assert next(row["status"] for row in pgpool.show_pool_nodes()) == "down"
+
+
+def test_the_call_for_the_new_primary_does_not_wait_for_a_follow_up(
+    hook: Hook, cluster: Cluster, pgpool: Pgpool, tmp_path: Path
+) -> None:
+    """The standby's attach is held back until pgpool is promoted, which is what the other call is for."""
+    old, new, other = cluster.nodes
+    assert hook("detach", other.name, "s").exit_code == 0
+    old.kill()
+    new.promote()
+    other.follow(new)
+    held = hook("attach", other.name, "s")
+    assert "deferred" in held.output, held.output
+    (follow_up,) = follow_ups(cluster)
+    journal = cluster.stage.directory / f"{tmp_path.name}.state" / "efm.journal"
+    assert wait_until(lambda: '"follow_up": true' in journal.read_text(), timeout=10)
+    promote = hook("attach", new.name, "p")
+    assert promote.exit_code == 0, promote.output
+    assert promote.seconds < 4, "the lock was held by what waits for this call"
+    assert wait_until(lambda: not Path(f"/proc/{follow_up}").exists(), timeout=20)
+    assert other.host in pgpool.attached(), pgpool.show_pool_nodes()
 
 
 def test_writes_follow_a_promotion_that_efm_never_calls_about(hook: Hook, cluster: Cluster, pgpool: Pgpool) -> None:

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from efm_lb import (
+    Attach,
     Balancer,
     Detach,
     Event,
@@ -28,6 +29,7 @@ from efm_lb import (
     Role,
     TemporaryError,
     Truth,
+    follow_up,
     hook,
     hookimpl,
     lock,
@@ -36,7 +38,7 @@ from efm_lb import (
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.decide import SUCCESSION
 from efm_lb.signals import Terminated
-from efm_lb.state import new_call
+from efm_lb.state import State, new_call
 
 P, S = Role.PRIMARY, Role.STANDBY
 DB1, DB2 = (Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2))
@@ -51,14 +53,19 @@ PROMOTING = Truth((state(DB1, None, Reach.REFUSED), state(DB2, Role.STANDBY)))
 HEALTHY = Truth((state(DB1, Role.PRIMARY), state(DB2, Role.STANDBY)))
 
 
+Answer = Outcome | Exception
+"""What a balancer's adapter returns or raises."""
+
+
 class World:
     """The databases, the balancers and what was started."""
 
     def __init__(self, state_dir: Path) -> None:
         self.truths: list[Truth] = [FAILED_OVER]
         self.events: list[Event] = []
+        self.given: list[float] = []
         self.followed_up: list[tuple[float, str]] = []
-        self.answers: dict[str, Outcome | Exception] = {"pool1": Outcome.changed("done")}
+        self.answers: dict[str, Answer | list[Answer]] = {"pool1": Outcome.changed("done")}
         self.holds: dict[str, Outcome | Exception | None] = {}
         self.held: list[Event] = []
         self.deadline = 2.0
@@ -103,15 +110,19 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     def wait_for_primary(nodes: Iterable[Node], keywords: object, timeout: float, until: float) -> bool:
         made.watched.append(tuple(nodes))
         if not made.sightings:
+            time.sleep(max(0.0, until - time.monotonic()))
             return False
         made.truths = list(made.sightings.pop(0)) or made.truths
         return any(truth.primaries for truth in made.truths)
 
     module = ModuleType("fake_hook_adapter")
 
-    def answer(event: Event, balancer: Balancer) -> Outcome:
+    def answer(event: Event, balancer: Balancer, deadline: float) -> Outcome:
         made.events.append(event)
+        made.given.append(deadline - time.monotonic())
         answer = made.answers[balancer.name]
+        if isinstance(answer, list):
+            answer = answer.pop(0) if len(answer) > 1 else answer[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -120,7 +131,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         setattr(
             module,
             f"efm_lb_{name}",
-            hookimpl(specname=f"efm_lb_{name}")(lambda event, balancer: answer(event, balancer)),
+            hookimpl(specname=f"efm_lb_{name}")(lambda event, balancer, deadline: answer(event, balancer, deadline)),
         )
 
     def hold(event: Event, balancer: Balancer) -> Outcome | None:
@@ -136,7 +147,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(hook, "Probe", Databases)
     monkeypatch.setattr(watch, "wait_for_primary", wait_for_primary)
     monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
-    monkeypatch.setattr(hook.follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
+    monkeypatch.setattr(follow_up, "PATIENCE", 1.5)
+    monkeypatch.setattr(follow_up, "_PAUSE", 0.05)
+    monkeypatch.setattr(follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield made
     for number, handler in handlers.items():
@@ -228,15 +241,61 @@ def test_a_live_primary(world: World, run: Run, policy: str, code: int, told: bo
     assert bool(world.followed_up) is (policy == "defer")
 
 
-def test_what_an_adapter_defers_is_judged_again_once(world: World, run: Run) -> None:
+def test_what_an_adapter_defers_is_judged_again(world: World, run: Run) -> None:
     world.truths = [PROMOTING]
-    world.answers = {"pool1": Outcome.deferred("a promotion is expected", again_after=3.0)}
+    world.answers = {"pool1": [Outcome.deferred("a promotion is expected", again_after=3.0), Outcome.changed("out")]}
     assert run("detach", "db1", "p")[0] == 0
     ((seconds, call),) = world.followed_up
     assert seconds == 3.0
     assert run("detach", "db1", "p", "--follow-up", "0.01", "--call", call)[0] == 0
     assert len(world.followed_up) == 1
     assert [event.origin for event in world.events] == [Origin.HOOK, Origin.FOLLOW_UP]
+
+
+@pytest.mark.parametrize(
+    "not_yet", [Outcome.deferred("promote the other one first", again_after=2.0), TemporaryError("no answer")]
+)
+def test_a_follow_up_is_repeated_until_the_balancer_is_right(world: World, run: Run, not_yet: Answer) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pool1": [not_yet, not_yet, Outcome.changed("attached")]}
+    assert run("attach", "db2", "s", "--follow-up", "0.01", "--call", new_call())[0] == 0
+    assert [type(event) for event in world.events] == [Attach] * 3
+
+
+@pytest.mark.parametrize(
+    "never", [Outcome.deferred("promote the other one first", again_after=2.0), TemporaryError("no answer")]
+)
+def test_a_follow_up_that_comes_to_nothing_ends_and_says_so(world: World, run: Run, never: Answer) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pool1": never}
+    assert run("attach", "db2", "s", "--follow-up", "0.01", "--call", new_call())[0] == 75
+    assert 2 < len(world.events) < 10, "each pause is longer than the one before"
+
+
+def test_a_follow_up_keeps_the_lock_for_one_short_attempt_only(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EFM's own call may be waiting, and may be what the balancer waits for."""
+    world.truths = [HEALTHY]
+    world.deadline = 30.0
+    world.answers = {"pool1": [TemporaryError("no answer"), Outcome.changed("attached")]}
+    free: list[float] = []
+
+    def pause(seconds: float) -> None:
+        os.close(lock.acquire(f"{world.state_dir}/efm.lock", 0))
+        free.append(seconds)
+
+    monkeypatch.setattr(follow_up, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+    assert run("attach", "db2", "s", "--follow-up", "0.01", "--call", new_call())[0] == 0
+    assert len(free) == 1
+    assert max(world.given) <= follow_up.ATTEMPT
+
+
+def test_what_no_retry_can_help_is_not_repeated(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pool1": PermanentError("no such node")}
+    assert run("attach", "db2", "s", "--follow-up", "0.01", "--call", new_call())[0] == 69
+    assert len(world.events) == 1
 
 
 def test_a_dead_primary_without_a_successor_is_looked_after(world: World, run: Run) -> None:
@@ -270,13 +329,14 @@ def test_a_sighting_that_was_too_early_is_judged_again_in_time(world: World, run
     assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
 
 
-def test_a_balancer_that_took_all_of_its_time_is_not_told_again_at_once(world: World, run: Run) -> None:
-    """The lock is held all the while, and EFM's call for the new primary waits for it."""
-    world.sightings = [(FAILED_OVER,)]
-    world.asked = lambda: time.sleep(0.3)
-    world.answers = {"pool1": TemporaryError("no answer")}
-    assert run("detach", "db1", "p", "--follow-up", "0.2", "--call", new_call())[0] == 75
-    assert world.events == [Promote(DB2, FAILED_OVER, Origin.FOLLOW_UP)]
+def test_a_sighting_that_the_truth_never_agrees_with_is_not_followed_without_a_pause(world: World, run: Run) -> None:
+    """An old primary that was started by mistake is out of recovery, too."""
+    outdated = FAILED_OVER._replace(newest=2)
+    State(str(world.state_dir), "efm").timeline = 2
+    world.sightings = [(outdated,)] * 100
+    assert run("detach", "db1", "p", "--follow-up", "0.01", "--call", new_call())[0] == 0
+    assert {type(event) for event in world.events} == {Detach}
+    assert len(world.events) < 10
 
 
 def test_an_attach_is_not_judged_again_before_its_time(world: World, run: Run) -> None:

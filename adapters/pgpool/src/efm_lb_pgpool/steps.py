@@ -391,24 +391,20 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...], memor
     if len(truth.primaries) > 1:
         return Fail(f"{_names(truth.primaries)} are both writable: an attach would make pgpool choose one by its id")
     if truth.primary is None:
-        return _hold(event, f"no primary is proven, and attaching node {target} would block pgpool until one is")
+        return _hold(f"no primary is proven, and attaching node {target} would block pgpool until one is")
     if role is Role.PRIMARY:
         if primary and primary.id == target.id:
             return Command("attach", target)
-        return _hold(
-            event, f"{event.node.address} is the primary: attaching it would move writes, which is for a promote"
-        )
+        return _hold(f"{event.node.address} is the primary: attaching it would move writes, which is for a promote")
     successor = backend_of(truth.primary, backends)
     if primary and not primary.attached and successor and successor.attached:
         return Wait(f"pgpool looks for its primary and has not found node {successor}")
     if successor is None or not successor.attached or not successor.is_primary:
         belief = f"node {primary}" if primary else "no node"
-        return _hold(
-            event, f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first"
-        )
+        return _hold(f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first")
     silent = _silent(truth, backends, target)
     if silent:
-        return _hold(event, f"node {silent[0]} is attached and silent: pgpool would wait for it without end")
+        return _hold(f"node {silent[0]} is attached and silent: pgpool would wait for it without end")
     return Command("attach", target)
 
 
@@ -422,9 +418,9 @@ def _stray_writes(truth: Truth, primary: Backend | None) -> str:
     return f"pgpool sends writes to node {primary}, a standby; the primary is {name}: efm-lb attach {name} p"
 
 
-def _hold(event: Attach, why: str) -> Step:
-    """For a call: the one that makes it right is on its way. The follow-up waits for it."""
-    return Defer(why, HOLD) if event.origin is Origin.HOOK else Wait(why)
+def _hold(why: str) -> Step:
+    """The call that makes it right is on its way, and waiting here would keep it waiting too."""
+    return Defer(why, HOLD)
 
 
 def _names(nodes: tuple[Node, ...]) -> str:
