@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from integration.real import follow_ups
 
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, Hook, hook_environment
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.waiting import wait_until
+from integration.real import follow_ups
 
 Type = Callable[..., "subprocess.CompletedProcess[str]"]
 
