@@ -6,17 +6,15 @@ run is a fresh process during an outage.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from efm_lb.balancers import Balancer
-from efm_lb.events import Attach, Detach, Event, Origin, Promote
-from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
-from efm_lb.truth import Node, NodeState, Reach, Role, Truth
-
+TYPE_CHECKING = False  # without importing typing, which a hook run has no time for before it asks the databases
 if TYPE_CHECKING:
+    from efm_lb.balancers import Balancer
     from efm_lb.connection import Connection, ConnectionFailed, Reply, StatementFailed
+    from efm_lb.events import Attach, Detach, Event, Origin, Promote
     from efm_lb.hookspecs import hookimpl
+    from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
     from efm_lb.replace import read_file, replace_file
+    from efm_lb.truth import Node, NodeState, Reach, Role, Truth
     from efm_lb.views import Finding, NodeView, Severity, View
 
 __version__ = "0.1.0"
@@ -51,22 +49,23 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "balancers": ("Balancer",),
+    "connection": ("Connection", "ConnectionFailed", "Reply", "StatementFailed"),
+    "events": ("Attach", "Detach", "Event", "Origin", "Promote"),
+    "hookspecs": ("hookimpl",),
+    "outcomes": ("Outcome", "PermanentError", "Result", "TemporaryError"),
+    "replace": ("read_file", "replace_file"),
+    "truth": ("Node", "NodeState", "Reach", "Role", "Truth"),
+    "views": ("Finding", "NodeView", "Severity", "View"),
+}
+
+
 def __getattr__(name: str) -> object:
-    """Load what not every hook run needs when it is first asked for (PEP 562)."""
-    if name == "hookimpl":
-        from efm_lb.hookspecs import hookimpl
-
-        return hookimpl
-    if name in ("Finding", "NodeView", "Severity", "View"):
-        from efm_lb import views
-
-        return getattr(views, name)
-    if name in ("Connection", "ConnectionFailed", "Reply", "StatementFailed"):
-        from efm_lb import connection
-
-        return getattr(connection, name)
-    if name in ("read_file", "replace_file"):
-        from efm_lb import replace
-
-        return getattr(replace, name)
+    """Load what is asked for when it is first asked for (PEP 562)."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(__import__(f"efm_lb.{home}", fromlist=[name]), name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import os
 import sys
 
 import efm_lb_main
-from efm_lb.calls import APPLY, HOOKS
+from efm_lb.command_line import APPLY, HOOKS
 
 __all__ = ["main"]
 
@@ -20,10 +20,13 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and argv[0] in HOOKS and "--help" not in argv and "-h" not in argv:
         gc.disable()  # the process ends in a moment: looking for garbage would only cost time
+        from efm_lb.head_start import begin
+
+        begun = begin(argv, os.environ)
         from efm_lb.hook import main as hook
 
         # A hung adapter's thread must not keep the process alive, nor anything be torn down at leisure.
-        os._exit(hook(argv))
+        os._exit(hook(argv, begun))
     if argv and argv[0] == APPLY and "--help" not in argv and "-h" not in argv:
         gc.disable()
         from efm_lb.remote.apply import main as apply

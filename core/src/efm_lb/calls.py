@@ -1,14 +1,15 @@
 """An EFM call: what the command line of a script hook says, read without an argument parser's start-up cost."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from efm_lb.command_line import VALUED, valued
 from efm_lb.errors import CallError
 from efm_lb.events import Origin
 from efm_lb.truth import Node, Role
 
-__all__ = ["APPLY", "HOOKS", "Arguments", "Call", "Kind", "parse", "valued", "without_options"]
+__all__ = ["Arguments", "Call", "Kind", "parse", "without_options"]
 
 
 class Kind(Enum):
@@ -18,9 +19,6 @@ class Kind(Enum):
     DETACH = "detach"
     PROMOTE = "promote"
 
-
-HOOKS = tuple(kind.value for kind in Kind)
-APPLY = "apply"
 
 # EFM up to 3.10 passes m for the primary, from 4.0 on p; 3.2 passes nothing.
 _TYPES = {
@@ -73,48 +71,24 @@ class Call(NamedTuple):
         return " ".join(words)
 
 
-_VALUED = ("--cluster", "--env-file", "--follow-up", "--call")
-
-
 def without_options(argv: Sequence[str]) -> str:
     """The words of a command line, right or wrong, for a message about it."""
     words, before = [], ""
     for word in argv:
-        if not word.startswith("-") and before not in _VALUED:
+        if not word.startswith("-") and before not in VALUED:
             words.append(word)
         before = word
     return " ".join(words)
 
 
-def valued(argv: Sequence[str], names: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """Take the options that have a value, ``--name VALUE`` or ``--name=VALUE``, out of a command line.
-
-    :param names: of these options
-    :return: all other words, in their order; and the values by name, the last of each
-    :raises CallError: a value is missing or empty
-    """
-    others: list[str] = []
-    options: dict[str, str] = {}
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name not in names:
-            others.append(word)
-            continue
-        options[name] = value if equals else next(rest, "")
-        if not options[name]:
-            raise CallError(f"{name} needs a value")
-    return others, options
-
-
 def parse(argv: Sequence[str]) -> Arguments:
     """Read ``attach HOST [TYPE]``, ``detach HOST [TYPE]`` or ``promote HOST`` and the options.
 
-    :param argv: the command line without the program's name; ``argv[0]`` is one of `HOOKS`
+    :param argv: the command line without the program's name; ``argv[0]`` is one of `efm_lb.command_line.HOOKS`
     :raises CallError: the message says what is wrong and what was expected
     """
     kind = Kind(argv[0])
-    rest, options = valued(argv[1:], _VALUED)
+    rest, options = valued(argv[1:], VALUED)
     words: list[str] = []
     flags: set[str] = set()
     for word in rest:

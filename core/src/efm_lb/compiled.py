@@ -12,17 +12,19 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from efm_lb import __version__
-from efm_lb.balancers import Balancer
-from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.sources import Sources, mtime
 from efm_lb.state import replace
-from efm_lb.truth import Node
 
-__all__ = ["Stale", "load", "store"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from efm_lb.configuration import Configuration
+
+__all__ = ["Stale", "load", "read", "store"]
 
 _LIMIT = 16 * 1024 * 1024
 # Everything that decides how the payload reads; compared as a whole, before the payload is touched.
@@ -49,8 +51,18 @@ def load(sources: Sources) -> Configuration | Stale:
 
     :param sources: as they are now
     """
+    plain = read(sources)
+    if isinstance(plain, Stale):
+        return plain
+    from efm_lb.configuration import Configuration
+
+    return Configuration.of(plain)
+
+
+def read(sources: Sources) -> dict[str, Any] | Stale:
+    """The same as plain data, of which `Configuration.of` makes the settings; imports nothing that is not needed."""
     try:
-        content = _read(sources.plan)
+        content = _content(sources.plan)
         if isinstance(content, Stale):
             return content
         if not content.startswith(_HEADER):
@@ -61,7 +73,7 @@ def load(sources: Sources) -> Configuration | Stale:
             return Stale(f"{sources.plan}: damaged")
         identity, files, plain = marshal.loads(payload)
         changed = _changed(identity, sources) or _touched(files)
-        return Stale(changed) if changed else _configuration(plain)
+        return Stale(changed) if changed else dict(plain)
     except OSError as error:
         return Stale(f"{sources.plan}: {error.strerror}")
     except Exception as error:
@@ -76,11 +88,11 @@ def store(configuration: Configuration, sources: Sources, files: Mapping[str, in
     :param files: files of the adapters with the `mtime` they had before the adapters were asked
     :raises OSError: it could not be written; an older plan is left as it is
     """
-    payload = marshal.dumps((_identity(sources), tuple(files.items()), _plain(configuration)))
+    payload = marshal.dumps((_identity(sources), tuple(files.items()), configuration.plain()))
     replace(f"{configuration.state_dir}/{os.path.basename(sources.plan)}", _HEADER + _checks(payload) + payload, 0o600)
 
 
-def _read(path: str) -> bytes | Stale:
+def _content(path: str) -> bytes | Stale:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -139,33 +151,3 @@ def _touched(files: Iterable[tuple[str, int]]) -> str:
         if mtime(path) != before:
             return f"installed software has changed: {path}"
     return ""
-
-
-def _plain(configuration: Configuration) -> tuple[Any, ...]:
-    """The settings in the few types that marshal knows."""
-    return (
-        configuration.cluster,
-        tuple(tuple(node) for node in configuration.nodes),
-        dict(configuration.probe),
-        configuration.deadline,
-        configuration.connect_timeout,
-        configuration.state_dir,
-        configuration.detach_live_primary.value,
-        tuple((b.name, b.adapter, dict(b.settings), b.connect_timeout, b.host_ssh) for b in configuration.balancers),
-        tuple(tuple(source) for source in configuration.adapters),
-    )
-
-
-def _configuration(plain: tuple[Any, ...]) -> Configuration:
-    cluster, nodes, probe, deadline, connect_timeout, state_dir, detach_live_primary, balancers, adapters = plain
-    return Configuration(
-        cluster,
-        tuple([Node(*node) for node in nodes]),
-        probe,
-        deadline,
-        connect_timeout,
-        state_dir,
-        DetachLivePrimary(detach_live_primary),
-        tuple([Balancer(*balancer) for balancer in balancers]),
-        tuple([AdapterSource(*adapter) for adapter in adapters]),
-    )

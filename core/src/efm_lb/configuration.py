@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from efm_lb.balancers import Balancer
 from efm_lb.truth import Node, same_host
@@ -67,3 +67,24 @@ class Configuration(NamedTuple):
         called = [node for node in self.nodes if same_host(node.name, name)]
         called = called or [node for node in self.nodes if node.is_called(name)]
         return called[0] if len(called) == 1 else None
+
+    def plain(self) -> dict[str, Any]:
+        """All of it in the few types that marshal knows."""
+        return {
+            **self._asdict(),
+            "nodes": tuple(tuple(node) for node in self.nodes),
+            "probe": dict(self.probe),
+            "detach_live_primary": self.detach_live_primary.value,
+            "balancers": tuple((b.name, b.adapter, dict(b.settings), *b[3:]) for b in self.balancers),
+            "adapters": tuple(tuple(source) for source in self.adapters),
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Configuration":
+        """What `plain` was made of."""
+        return cls(**plain)._replace(
+            nodes=tuple([Node(*node) for node in plain["nodes"]]),
+            detach_live_primary=DetachLivePrimary(plain["detach_live_primary"]),
+            balancers=tuple([Balancer(*balancer) for balancer in plain["balancers"]]),
+            adapters=tuple([AdapterSource(*adapter) for adapter in plain["adapters"]]),
+        )

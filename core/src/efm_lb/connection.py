@@ -12,12 +12,15 @@ import time
 
 # Not socket, whose import costs more than all that is done here.
 from _socket import SOCK_STREAM, getaddrinfo
-from collections.abc import Mapping, Sequence
 from ctypes import c_char_p, c_void_p, cast
 from os import environ
-from typing import Any, NamedTuple
 
 from efm_lb import libpq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 __all__ = ["Connection", "ConnectionFailed", "Reply", "StatementFailed", "library"]
 
@@ -74,15 +77,18 @@ class StatementFailed(_Failed):
     """The server answered a statement with an error; the connection can be used further."""
 
 
-class Reply(NamedTuple):
+class Reply:
     """The answer to a statement.
 
-    :param rows: by column name, as texts; None is NULL
-    :param tag: the command tag, such as ``SHOW``
+    :ivar rows: by column name, as texts; None is NULL
+    :ivar tag: the command tag, such as ``SHOW``
     """
 
-    rows: tuple[dict[str, str | None], ...]
-    tag: str
+    __slots__ = ("rows", "tag")
+
+    def __init__(self, rows: tuple[dict[str, str | None], ...], tag: str) -> None:
+        self.rows = rows
+        self.tag = tag
 
 
 def library() -> Any:

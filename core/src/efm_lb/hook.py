@@ -38,6 +38,7 @@ from efm_lb.truth import Truth
 
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
+    from efm_lb.head_start import HeadStart
 
 __all__ = ["main", "run"]
 
@@ -51,17 +52,18 @@ SWITCH = 0.0005
 """Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
     """Run the hook for a command line and print its report.
 
     :param argv: the command line without the program's name
+    :param begun: what is under way for it already
     :return: the exit code (see `efm_lb.errors`)
     """
     words = without_options(argv)
     try:
         try:
             signals.raise_terminated()
-            report = run(parse(argv), os.environ)
+            report = run(parse(argv), os.environ, begun)
         except EfmLbError as error:
             report = Report(words, error.exit_code, notes=tuple(error.messages))
         except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
@@ -75,24 +77,28 @@ def main(argv: Sequence[str]) -> int:
     return report.exit_code
 
 
-def run(arguments: Arguments, environ: Mapping[str, str]) -> Report:
+def run(arguments: Arguments, environ: Mapping[str, str], begun: HeadStart | None = None) -> Report:
     """Judge a call and bring every balancer in line with the truth.
 
     :raises EfmLbError: wrong call or settings; no balancer was touched
     :raises Terminated: by SIGTERM or SIGINT
     """
     started = time.monotonic()
-    configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
+    if begun:
+        configuration, stale = Configuration.of(begun.plan), ""
+    else:
+        configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     notes = [f"took the slow way: {stale}"] if stale else []
     if stale:
         configuration = _left_of(configuration, time.monotonic() - started)
     state = State(configuration.state_dir, configuration.cluster)
+    probe = Probe(configuration.probe, configuration.connect_timeout, begun)
     if arguments.dry_run:
-        report = _rehearse(_call(arguments, configuration), configuration, state)
+        report = _rehearse(_call(arguments, configuration), configuration, state, probe)
     elif arguments.follow_up is not None:
-        report = _follow_up(arguments, arguments.follow_up, configuration, state)
+        report = _follow_up(arguments, arguments.follow_up, configuration, state, probe)
     else:
-        report = _record(arguments, configuration, state, PATIENCE * configuration.deadline)
+        report = _record(arguments, configuration, state, probe, PATIENCE * configuration.deadline)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
 
 
@@ -106,7 +112,9 @@ def _left_of(configuration: Configuration, spent: float) -> Configuration:
     return configuration._replace(deadline=left, connect_timeout=min(configuration.connect_timeout, most))
 
 
-def _follow_up(arguments: Arguments, seconds: float, configuration: Configuration, state: State) -> Report:
+def _follow_up(
+    arguments: Arguments, seconds: float, configuration: Configuration, state: State, probe: Probe
+) -> Report:
     """Judge a deferred call again: after ``seconds``, and a detach when a new primary is seen as well.
 
     EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
@@ -124,12 +132,12 @@ def _follow_up(arguments: Arguments, seconds: float, configuration: Configuratio
         return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)
 
     def judge(patience: float) -> Report:
-        return _record(arguments, configuration, state, patience)
+        return _record(arguments, configuration, state, probe, patience)
 
     return follow_up.judge_until_done(seconds, judge, is_promoted)
 
 
-def _record(arguments: Arguments, configuration: Configuration, state: State, patience: float) -> Report:
+def _record(arguments: Arguments, configuration: Configuration, state: State, probe: Probe, patience: float) -> Report:
     """Act on a call, with the journal, the lock and the follow-up around it.
 
     :param patience: seconds that a node which is on its way may be waited for
@@ -147,7 +155,8 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pa
     wants_in = call.kind is not Kind.DETACH
     notes: list[str] = []
     turn = _Turn(configuration, notes)
-    turn.take()
+    if not turn.take():
+        probe.start_over()
     try:
         if state.contradicted(call.node, name, wants_in):
             done = "out" if wants_in else "in"
@@ -156,7 +165,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pa
             )
             report = Report(str(call), EX_OK, Decision(Verdict.DEFER, reason))
         else:
-            report = _act(call, configuration, journal, state, turn, patience)
+            report = _act(call, configuration, journal, state, turn, probe, patience)
             if follow_up.is_carried_out(report):
                 state.note(call.node, name, wants_in)
     except Terminated:
@@ -201,14 +210,16 @@ class _Turn:
         self._notes = notes
         self._held: int | None = None
 
-    def take(self) -> None:
-        """Wait for the calls that are at it."""
+    def take(self) -> bool:
+        """Wait for the calls that are at it; whether there was none."""
+        began = time.monotonic()
         try:
             self._held = lock.acquire(self._path, self._patience)
         except TimeoutError as error:
             self._notes.append(str(error))
         except OSError as error:
             self._notes.append(f"no lock: {error.filename}: {error.strerror}")
+        return time.monotonic() - began < lock.POLL
 
     def give_up(self) -> None:
         """Let the others."""
@@ -218,10 +229,16 @@ class _Turn:
 
 
 def _act(
-    call: Call, configuration: Configuration, journal: journals.Journal, state: State, turn: _Turn, patience: float
+    call: Call,
+    configuration: Configuration,
+    journal: journals.Journal,
+    state: State,
+    turn: _Turn,
+    probe: Probe,
+    patience: float,
 ) -> Report:
     deadline = time.monotonic() + configuration.deadline
-    decision, truth, dispatcher = _settle(call, configuration, state, deadline, patience, turn)
+    decision, truth, dispatcher = _settle(call, configuration, state, probe, deadline, patience, turn)
     if call.origin is Origin.FOLLOW_UP:
         # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
         deadline = time.monotonic() + min(configuration.deadline, follow_up.ATTEMPT)
@@ -240,10 +257,10 @@ def _act(
     return Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
 
 
-def _rehearse(call: Call, configuration: Configuration, state: State) -> Report:
+def _rehearse(call: Call, configuration: Configuration, state: State, probe: Probe) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
-    decision, _, dispatcher = _settle(call, configuration, state, deadline, 0.0)
+    decision, _, dispatcher = _settle(call, configuration, state, probe, deadline, 0.0)
     if decision.event is None:
         holders = dispatcher.holders(deadline) if decision.hold else ()
         asked = ["would be asked to hold new work back"]
@@ -263,6 +280,7 @@ def _settle(
     call: Call,
     configuration: Configuration,
     state: State,
+    probe: Probe,
     deadline: float,
     patience: float,
     turn: _Turn | None = None,
@@ -275,10 +293,9 @@ def _settle(
     is_again = call.origin is Origin.FOLLOW_UP
     patient_until = time.monotonic() + patience
     try:
-        probe = Probe(configuration.probe, configuration.connect_timeout)
+        answers = probe.ask(configuration.nodes)
     except LibpqNotFoundError as error:
         raise NotInstalledError(str(error)) from None
-    answers = probe.ask(configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
     # hosts of other balancers do.
     setswitchinterval(SWITCH)

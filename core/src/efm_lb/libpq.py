@@ -11,7 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_char_p, c_int, c_void_p
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "CONNECTION_BAD",

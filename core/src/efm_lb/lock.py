@@ -8,9 +8,10 @@ import time
 
 from efm_lb.state import hand_over
 
-__all__ = ["acquire"]
+__all__ = ["POLL", "acquire"]
 
-_POLL = 0.02
+POLL = 0.02
+"""Seconds between two tries."""
 
 
 def acquire(path: str, patience: float) -> int:
@@ -36,7 +37,7 @@ def acquire(path: str, patience: float) -> int:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
                 raise TimeoutError(f"another call holds {path} for more than {patience:g} s") from None
-            time.sleep(_POLL)
+            time.sleep(POLL)
         except BaseException:
             os.close(descriptor)
             raise

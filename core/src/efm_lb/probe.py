@@ -6,9 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
+
+if TYPE_CHECKING:
+    from efm_lb.head_start import HeadStart
 
 __all__ = ["Answers", "Probe"]
 
@@ -74,27 +78,34 @@ class Probe:
 
     :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
     :param timeout: seconds that a node has to answer, from connect to the query's result
-    :raises libpq.LibpqNotFoundError: this host has no libpq
+    :param begun: logins that are under way; each serves one question
     """
 
-    def __init__(self, keywords: Mapping[str, str], timeout: float) -> None:
-        library()  # before there are threads: it changes the environment
+    def __init__(self, keywords: Mapping[str, str], timeout: float, begun: HeadStart | None = None) -> None:
         self._keywords = keywords
         self._timeout = timeout
+        self._begun = begun
 
     def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> Answers:
         """Start asking ``nodes``; the caller may do something else before it wants the `Answers.truth`.
 
         :param timeout: less than the probe's own, in seconds
+        :raises libpq.LibpqNotFoundError: this host has no libpq
         """
+        library()  # before there are threads: it changes the environment
         answers = Answers(tuple(nodes), min(self._timeout, timeout or self._timeout))
         for node in answers.nodes:
             threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
         return answers
 
     def truth(self, nodes: Iterable[Node], timeout: float | None = None) -> Truth:
-        """Ask ``nodes`` and wait for their answers."""
+        """Ask ``nodes`` and wait for their answers. Raises as `ask`."""
         return self.ask(nodes, timeout).truth()
+
+    def start_over(self) -> None:
+        """Ask on new connections only: what those under way say may be out of date."""
+        if self._begun:
+            self._begun.drop()
 
     def _answer(self, node: Node, answers: Answers) -> None:
         try:
@@ -108,7 +119,8 @@ class Probe:
         role = timeline = None
         reach, detail = Reach.ACCEPTING, ""
         try:
-            with Connection(keywords, deadline) as connection:
+            login = self._begun.logins.pop((node.host, node.port), None) if self._begun else None
+            with login.connection(deadline) if login else Connection(keywords, deadline) as connection:
                 role, timeline = _question(connection, deadline)
         except (ConnectionFailed, StatementFailed) as failure:
             reach, detail = _judged(failure), str(failure)

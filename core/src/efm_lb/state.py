@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import time
 
-from efm_lb.truth import Node, Truth
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from efm_lb.truth import Node, Truth
 
 __all__ = ["State", "hand_over", "new_call", "replace", "write_all"]
 

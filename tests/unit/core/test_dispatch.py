@@ -216,7 +216,7 @@ def test_a_hung_adapter_does_not_keep_the_process_alive() -> None:
     script = """
 import sys, time, types, threading
 from efm_lb import hookimpl, __main__, hook
-hook.main = lambda argv: threading.Thread(target=time.sleep, args=(60,)).start() or 75
+hook.main = lambda argv, begun: threading.Thread(target=time.sleep, args=(60,)).start() or 75
 sys.argv = ["efm-lb", "attach", "db1"]
 __main__.main()
 """

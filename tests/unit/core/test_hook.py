@@ -97,7 +97,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path)
 
     class Databases:
-        def __init__(self, keywords: object, timeout: float) -> None: ...
+        def __init__(self, keywords: object, timeout: float, begun: object) -> None: ...
+
+        def start_over(self) -> None: ...
 
         def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> SimpleNamespace:
             return SimpleNamespace(truth=lambda: self.truth(nodes))
@@ -492,10 +494,10 @@ def test_an_error_names_the_call_once_and_not_its_options(world: World, run: Run
 
 
 def test_without_libpq_it_says_what_to_install(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library(*arguments: object) -> None:
+    def no_library(*arguments: object, **options: object) -> None:
         raise hook.LibpqNotFoundError("no libpq.so.5 found: install libpq5")
 
-    monkeypatch.setattr(hook, "Probe", no_library)
+    monkeypatch.setattr(hook.Probe, "ask", no_library)
     assert run("attach", "db2", "p") == (69, ["efm-lb attach db2 p: no libpq.so.5 found: install libpq5"])
 
 

@@ -13,7 +13,8 @@ import pytest
 from typer.main import get_command
 
 from efm_lb import __version__, hookspecs
-from efm_lb.calls import HOOKS, parse
+from efm_lb.calls import parse
+from efm_lb.command_line import HOOKS
 from efm_lb.commands.app import app
 from efm_lb.config.compose import PART
 from efm_lb.config.envfile import parse as parse_env

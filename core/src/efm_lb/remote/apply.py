@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb import lock, signals
-from efm_lb.calls import valued
+from efm_lb.command_line import valued
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, CallError, EfmLbError
 from efm_lb.events import Detach, Event, Promote
 from efm_lb.journal import Journal
