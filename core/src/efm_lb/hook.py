@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from sys import setswitchinterval
 from typing import TYPE_CHECKING
 
 from efm_lb import follow_up, lock, signals
@@ -48,8 +47,6 @@ POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
 FOLLOW_UP_POLL = 0.5
 """The same of a follow-up, for which nobody waits."""
-SWITCH = 0.0005
-"""Seconds between thread switches: a tenth of the default, so that an answer is not kept waiting by an import."""
 
 
 def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
@@ -298,7 +295,6 @@ def _settle(
         raise NotInstalledError(str(error)) from None
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
     # hosts of other balancers do.
-    setswitchinterval(SWITCH)
     dispatcher = _dispatcher(configuration, call.name)
     dispatcher.connect()
     newest = state.timeline
