@@ -22,6 +22,7 @@ class Line:
         self.port = self._listener.getsockname()[1]
         self._whole = Event()
         self._whole.set()
+        self._lost: list[Event] = []
         self._ends: list[socket.socket] = []
         self._threads: list[Thread] = []
         self._begin(self._accept)
@@ -32,7 +33,8 @@ class Line:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._whole.set()
+        for whole in (self._whole, *self._lost):
+            whole.set()
         for end in (self._listener, *self._ends):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -44,6 +46,13 @@ class Line:
     def cut(self) -> None:
         """Both ends go on believing in their connections, and nothing arrives."""
         self._whole.clear()
+
+    def lose(self) -> None:
+        """The same for the connections of now; new ones work, as when a firewall has forgotten the old."""
+        self.cut()
+        self._lost.append(self._whole)
+        self._whole = Event()
+        self._whole.set()
 
     def _begin(self, target: object, *arguments: object) -> None:
         self._threads.append(Thread(target=target, args=arguments, daemon=True))  # type: ignore[arg-type]
@@ -58,14 +67,14 @@ class Line:
                 self._ends.append(far)
             except OSError:
                 return
-            self._begin(self._pass_on, near, far)
-            self._begin(self._pass_on, far, near)
+            self._begin(self._pass_on, near, far, self._whole)
+            self._begin(self._pass_on, far, near, self._whole)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, whole: Event) -> None:
         with contextlib.suppress(OSError):
             while said := source.recv(65536):
-                self._whole.wait()
+                whole.wait()
                 target.sendall(said)
-        self._whole.wait()
+        whole.wait()
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -8,18 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from efm_lb import lock
+from efm_lb import __version__, lock
 from efm_lb.rehearsal.hooks import EFM_LB, Run
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.sshd import Sshd
 from efm_lb.rehearsal.waiting import wait_until
+from efm_lb.remote import documents
 from integration.remote.conftest import Estate
 from integration.remote.line import Line
+
+READY = f"echo '{documents.encoded(documents.ready_document()).decode().strip()}'"
+"""What the forced command says first, as a command for a shell."""
 
 
 def fail_over(estate: Estate) -> str:
@@ -33,6 +39,14 @@ def fail_over(estate: Estate) -> str:
 
 def attach_standby(estate: Estate, **extra: object) -> Run:
     return estate.hook(**extra)("attach", estate.cluster.nodes[2].name, "s")
+
+
+@contextmanager
+def way_to(estate: Estate) -> Iterator[tuple[Line, str]]:
+    """A network between the hook and the balancer's host, and the destination for HOST_SSH by it."""
+    with Line(estate.sshd.port) as line:
+        estate.sshd.know(port=line.port)
+        yield line, estate.sshd.destination.replace(str(estate.sshd.port), str(line.port))
 
 
 def line_of(run: Run) -> str:
@@ -141,11 +155,22 @@ def test_the_host_key_is_not_known(estate: Estate) -> None:
 
 def test_a_slow_host_is_waited_for(estate: Estate) -> None:
     estate.sshd.force(f"sleep 1; exec {estate.forced()}")
-    assert attach_standby(estate).exit_code == 0
+    assert attach_standby(estate, EFM_LB_CONNECT_TIMEOUT=5).exit_code == 0
+
+
+def test_a_host_that_is_too_slow_is_not_asked(estate: Estate) -> None:
+    """Nor does it do anything late: what the hook has given up is not on its way."""
+    heard = estate.sshd.directory / "heard"
+    answer = '{"schema": "efm-lb/apply-answer/v2", "version": "0.1.0", "answer": {"nothing": null}}'
+    estate.sshd.force(f"cat >{heard}; {READY}; echo '{answer}'")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "efm-lb apply was not ready within EFM_LB_CONNECT_TIMEOUT (2 s)" in line_of(failed)
+    assert "ask" not in json.loads(heard.read_text())
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_longer_than_the_deadline(estate: Estate) -> None:
-    estate.sshd.force("sleep 20")
+    estate.sshd.force(f"{READY}; sleep 20")
     failed = attach_standby(estate, EFM_LB_DEADLINE=3)
     assert failed.exit_code == 75
     assert failed.seconds < 6
@@ -155,7 +180,7 @@ def test_a_host_that_does_not_answer_is_not_waited_for_longer_than_the_deadline(
 def test_an_answer_has_time_for_its_way(estate: Estate) -> None:
     """What the adapter there could not do in its time is told, not only that no answer came."""
     document = estate.sshd.directory / "document"
-    estate.sshd.force(f"cat >{document}")
+    estate.sshd.force(f"{READY}; cat >{document}")
     attach_standby(estate)
     assert 0 < json.loads(document.read_text())["seconds"] <= 9.5
 
@@ -168,7 +193,7 @@ def test_the_connection_is_cut(estate: Estate) -> None:
 
 
 def test_the_answer_is_cut(estate: Estate) -> None:
-    estate.sshd.force("""cat >/dev/null; printf '{"schema": "efm-lb/app'""")
+    estate.sshd.force(f"""{READY}; cat >/dev/null; printf '{{"schema": "efm-lb/app'""")
     failed = attach_standby(estate)
     assert failed.exit_code == 75
     assert "the answer was cut off" in line_of(failed)
@@ -182,13 +207,33 @@ def test_a_shared_connection_to_a_host_that_was_started_anew_is_not_the_last_wor
     assert done.exit_code == 0, done.output
 
 
+def test_a_shared_connection_that_is_lost_is_not_the_last_word(estate: Estate) -> None:
+    with way_to(estate) as (line, destination):
+        hook = {"EFM_LB_BALANCERS__PGB1__HOST_SSH": destination, "EFM_LB_CONNECT_TIMEOUT": 9, "EFM_LB_DEADLINE": 30}
+        assert attach_standby(estate, **hook).exit_code == 0
+        line.lose()
+        done = attach_standby(estate, **hook)
+        assert done.exit_code == 0, done.output
+        assert done.seconds < 8, "half of the time-out, and a login; ssh itself tries anew after all of it"
+
+
+def test_a_silent_host_costs_the_connect_timeout_with_a_shared_connection_too(estate: Estate) -> None:
+    """Until the connection's own keepalive had noticed it, it would cost as much again."""
+    with way_to(estate) as (line, destination):
+        hook = {"EFM_LB_BALANCERS__PGB1__HOST_SSH": destination, "EFM_LB_CONNECT_TIMEOUT": 6, "EFM_LB_DEADLINE": 30}
+        assert attach_standby(estate, **hook).exit_code == 0
+        line.cut()
+        failed = attach_standby(estate, **hook)
+    assert failed.exit_code == 75
+    assert f"ssh to {destination}" in line_of(failed)
+    assert failed.seconds < 9.5
+
+
 def test_a_host_that_vanishes_is_not_waited_for_until_the_deadline(estate: Estate) -> None:
     """The connection is there, the question is on its way, and the network goes."""
     begun = estate.sshd.directory / "begun"
-    estate.sshd.force(f"touch {begun}; sleep 60")
-    with Line(estate.sshd.port) as line:
-        estate.sshd.know(port=line.port)
-        destination = estate.sshd.destination.replace(str(estate.sshd.port), str(line.port))
+    estate.sshd.force(f"{READY}; cat >/dev/null; touch {begun}; sleep 60")
+    with way_to(estate) as (line, destination):
         hook = estate.hook(EFM_LB_BALANCERS__PGB1__HOST_SSH=destination, EFM_LB_DEADLINE=60)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(hook, "attach", estate.cluster.nodes[2].name, "s")
@@ -227,13 +272,29 @@ def test_an_older_efm_lb_there_does_not_know_apply(estate: Estate) -> None:
     assert "upgrade" in line_of(failed)
 
 
-def test_another_version_there_answers_in_another_way(estate: Estate) -> None:
-    answer = '{"schema": "efm-lb/apply-answer/v0", "version": "0.0.9", "result": "changed"}'
-    estate.sshd.force(f"cat >/dev/null; echo '{answer}'")
+def test_an_older_version_there_tells_its_own(estate: Estate) -> None:
+    """Version 1 of the protocol has no word for being ready: it reads, and refuses what it does not know."""
+    heard = estate.sshd.directory / "heard"
+    answer = '{"schema": "efm-lb/apply-answer/v1", "version": "0.0.9", "answer": {"nothing": null}}'
+    estate.sshd.force(f"cat >{heard}; echo '{answer}'")
     failed = attach_standby(estate)
     assert failed.exit_code == 69
-    assert "efm-lb/apply-answer/v0 by efm-lb 0.0.9" in line_of(failed)
-    assert "upgrade the older one" in line_of(failed)
+    assert "efm-lb 0.0.9 on the load balancer's host speaks version 1 of the protocol" in line_of(failed)
+    assert f"efm-lb {__version__} on the host that asks version 2" in line_of(failed)
+    assert line_of(failed).endswith("upgrade efm-lb on the load balancer's host")
+    assert set(json.loads(heard.read_text())) == {"schema", "version"}, "nothing that anybody could act on"
+
+
+def test_a_newer_version_there_tells_its_own_before_it_is_asked(estate: Estate) -> None:
+    heard = estate.sshd.directory / "heard"
+    estate.sshd.force(f"""echo '{{"schema": "efm-lb/apply-ready/v3", "version": "9.0", "new": 1}}'; cat >{heard}""")
+    failed = attach_standby(estate, EFM_LB_DEADLINE=30)
+    assert failed.exit_code == 69
+    assert "efm-lb 9.0 on the load balancer's host speaks version 3 of the protocol" in line_of(failed)
+    assert line_of(failed).endswith("upgrade efm-lb on the host that asks")
+    assert failed.seconds < 20
+    assert wait_until(heard.exists, timeout=10)
+    assert not heard.read_text()
 
 
 def test_the_account_says_something_else(estate: Estate) -> None:
@@ -245,7 +306,8 @@ def test_the_account_says_something_else(estate: Estate) -> None:
 
 def test_what_the_account_says_before_the_answer_does_no_harm(estate: Estate) -> None:
     """As a .bashrc may, which bash reads for a forced command too."""
-    estate.sshd.force(f"echo Welcome to pgb1; echo; echo 'Have a {{nice}} day' >&2; exec {estate.forced()}")
+    said = "echo Welcome to pgb1; echo; echo 'Have a {nice} day' >&2; printf '\\033]0;pgb1\\007'"
+    estate.sshd.force(f"{said}; exec {estate.forced()}")
     done = attach_standby(estate)
     assert done.exit_code == 0, done.output
     assert line_of(done).startswith("pgb1: unchanged")
@@ -348,7 +410,9 @@ def test_the_key_can_do_nothing_else(estate: Estate) -> None:
         assert b"root" not in done.stdout
         assert b"Traceback" not in done.stderr
         if text:
-            assert json.loads(done.stdout)["answer"]["outcome"]["result"] == "failed"
+            ready, answer = done.stdout.splitlines()
+            documents.read_ready(ready)
+            assert json.loads(answer)["answer"]["outcome"]["result"] == "failed"
 
 
 def test_one_env_file_can_serve_every_host(estate: Estate) -> None:
@@ -381,17 +445,19 @@ def test_calls_about_one_balancer_come_one_after_the_other(estate: Estate) -> No
 def test_a_hook_that_is_terminated_does_not_cut_the_change_on_the_other_host(estate: Estate) -> None:
     new = fail_over(estate)
     env_file = estate.hook()("config", "show").argv[-1]
-    estate.sshd.force(f"sleep 1; exec {estate.forced()}")
+    held = lock.acquire(str(estate.state("there") / "efm.pgb1.apply.lock"), 0)
     hook = subprocess.Popen(
         [*EFM_LB, "attach", new, "p", env_file],
         env={"PATH": estate.sshd.path},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    # It has said all that it has to say once the databases have answered, and now it waits.
-    time.sleep(0.9)
-    os.killpg(hook.pid, signal.SIGTERM)
-    said, _ = hook.communicate(timeout=10)
+    try:
+        assert wait_until((estate.state("there") / "efm.journal").exists, timeout=20), "the request has arrived"
+        os.killpg(hook.pid, signal.SIGTERM)
+        said, _ = hook.communicate(timeout=10)
+    finally:
+        os.close(held)
     assert hook.returncode == 75
     assert b"terminated" in said
-    assert wait_until(lambda: new in estate.pooler.entries.read_text(), timeout=10)
+    assert wait_until(lambda: f"{WRITE} = host={new} " in estate.pooler.entries.read_text(), timeout=10)

@@ -8,10 +8,14 @@ from pathlib import Path
 from efm_lb.config.schema import composed, markdown
 from efm_lb.configuration import AdapterSource
 from efm_lb.plugins import Installed
-from efm_lb.remote.schemas import ANSWER, REQUEST
+from efm_lb.remote.schemas import ANSWER, READY, REQUEST
 
 DOCS = Path(__file__).parents[3] / "docs"
-SCHEMAS = {"apply-request.schema.json": REQUEST, "apply-answer.schema.json": ANSWER}
+SCHEMAS = {
+    "apply-ready.schema.json": READY,
+    "apply-request.schema.json": REQUEST,
+    "apply-answer.schema.json": ANSWER,
+}
 PAGE = DOCS / "settings.md"
 BEGIN = "### Cluster\n"
 _NAMES = ("haproxy", "pgbouncer", "pgpool")

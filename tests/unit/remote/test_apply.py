@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, hookimpl
+from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, __version__, hookimpl
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
-from efm_lb.rehearsal.waiting import wait_until
 from efm_lb.remote import apply, documents
 
 NODES = (Node("db1", "10.0.0.1", 5444), Node("db2", "10.0.0.2", 5444))
@@ -49,7 +49,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         request = documents.Request("1-1", "efm", "odd", 5.0, ("db1", "db2"), ask, given)
         monkeypatch.setattr(apply, "_read", lambda limit: documents.encoded(request.document()))
         apply.main([])
-        answer: dict[str, Any] = json.loads(capfd.readouterr().out)["answer"]
+        ready, said = capfd.readouterr().out.encode().splitlines()
+        documents.read_ready(ready)
+        answer: dict[str, Any] = json.loads(said)["answer"]
         return answer
 
     monkeypatch.setattr(apply, "settings_of", lambda *_, **__: (configuration, ""))
@@ -74,7 +76,9 @@ def test_what_cannot_be_said_is_a_bug_and_an_answer(ask: Ask, outcome: Outcome) 
     assert answer["outcome"]["result"] == "failed by a bug"
 
 
-def test_a_signal_is_answered_as_a_temporary_failure(tmp_path: Path) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """The command line of a process of its own, and settings for it."""
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     env_file = tmp_path / "efm.env"
@@ -83,12 +87,63 @@ def test_a_signal_is_answered_as_a_temporary_failure(tmp_path: Path) -> None:
         f"EFM_LB_NODES=10.0.0.1:5444\nEFM_LB_STATE_DIR={state}\nEFM_LB_BALANCERS__P__ADAPTER=pgpool\n"
         "EFM_LB_BALANCERS__P__HOST=127.0.0.1\nEFM_LB_BALANCERS__P__USER=x\n"
     )
-    argv = [sys.executable, "-m", "efm_lb", "apply", f"--env-file={env_file}"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    return [sys.executable, "-m", "efm_lb", "apply", f"--env-file={env_file}"]
+
+
+def test_a_signal_is_answered_as_a_temporary_failure(command: list[str]) -> None:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        assert wait_until((state / "efm.apply.plan").exists, timeout=20), "it has begun: it waits for the request"
+        documents.read_ready(process.stdout.readline())
         os.kill(process.pid, signal.SIGTERM)
         outcome = json.loads(process.stdout.read())["answer"]["outcome"]
     assert process.returncode == 75
     assert outcome["result"] == "failed temporarily"
     assert "terminated by a signal" in outcome["detail"]
+
+
+def test_it_says_that_it_is_ready_before_it_has_read_its_settings(tmp_path: Path) -> None:
+    """What is wrong with them comes after it, and needs no question."""
+    pipe = tmp_path / "efm.env"
+    os.mkfifo(pipe)
+    argv = [sys.executable, "-m", "efm_lb", "apply", f"--env-file={pipe}"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        documents.read_ready(process.stdout.readline())
+        outcome = json.loads(process.stdout.readline())["answer"]["outcome"]
+    assert "not a regular file" in outcome["detail"]
+
+
+def test_an_older_hook_is_told_the_version(command: list[str]) -> None:
+    """Version 1 of the protocol reads the last line, and names the version that it does not know."""
+    request = b'{"schema": "efm-lb/apply/v1", "version": "0.0.9"}'
+    done = subprocess.run(command, input=request, capture_output=True, timeout=30, check=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["schema"] == "efm-lb/apply-answer/v2"
+    assert answer["version"] == __version__
+    assert "upgrade efm-lb on the host that asks" in answer["answer"]["outcome"]["detail"]
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_request_that_came_while_the_settings_were_read_has_less_time(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, is_early: bool
+) -> None:
+    """Its sender's clock has run since."""
+    settings_of, given = apply.settings_of, []
+
+    def slowly(*words: Any, **options: Any) -> Any:
+        time.sleep(0.5)
+        return settings_of(*words, **options)
+
+    def act(*arguments: Any) -> Outcome:
+        given.append(arguments[-1] - time.monotonic())
+        return Outcome.unchanged("")
+
+    class Poll:
+        def poll(self, _: float) -> list[tuple[int, int]]:
+            return [(0, 1)] if is_early else []
+
+    monkeypatch.setattr(apply, "settings_of", slowly)
+    monkeypatch.setattr(apply, "_waiting", Poll)
+    monkeypatch.setattr(apply, "_act", act)
+    ask("act", None)
+    assert (given[0] <= 4.5) is is_early

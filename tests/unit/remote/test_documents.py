@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ from efm_lb import (
 )
 from efm_lb.remote import documents
 from efm_lb.remote.conformity import conforms, objection
-from efm_lb.remote.schemas import ANSWER, LIMIT, REQUEST
+from efm_lb.remote.schemas import ANSWER, LIMIT, READY, REQUEST
 
 NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 
@@ -99,7 +98,7 @@ def damaged(draw: st.DrawFn, schema: Mapping[str, Any]) -> Any:
     return document
 
 
-@pytest.mark.parametrize("schema", [REQUEST, ANSWER], ids=["request", "answer"])
+@pytest.mark.parametrize("schema", [READY, REQUEST, ANSWER], ids=["ready", "request", "answer"])
 def test_the_schemas_are_valid_and_use_what_the_reader_knows(schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
     known = {"type", "properties", "required", "additionalProperties", "minProperties", "maxProperties", "items"}
@@ -115,7 +114,7 @@ def test_the_schemas_are_valid_and_use_what_the_reader_knows(schema: dict[str, A
     look(schema)
 
 
-@pytest.mark.parametrize("schema", [REQUEST, ANSWER], ids=["request", "answer"])
+@pytest.mark.parametrize("schema", [READY, REQUEST, ANSWER], ids=["ready", "request", "answer"])
 @given(data=st.data())
 def test_the_reader_agrees_with_jsonschema(schema: dict[str, Any], data: st.DataObject) -> None:
     document = data.draw(damaged(schema))
@@ -200,8 +199,9 @@ def test_what_people_are_told_arrives_as_it_was_sent() -> None:
         (b'{"schema": 1, "schema": 2}', "a name occurs twice"),
         (b" " * (LIMIT + 1), "longer than"),
         (b"[]", "is not of type 'object'"),
-        (b'{"schema": "efm-lb/apply/v1"}', "is a required property"),
-        (b'{"schema": "efm-lb/status/v1"}', "it is no efm-lb/apply/v1"),
+        (b'{"schema": "efm-lb/apply/v2"}', "is a required property"),
+        (b'{"schema": "efm-lb/status/v1"}', "it is no efm-lb/apply/v2"),
+        (b'{"schema": "efm-lb/apply-answer/v2", "version": "0.1.0"}', "it is no efm-lb/apply/v2"),
     ],
 )
 def test_what_is_no_request(data: bytes, message: str) -> None:
@@ -211,10 +211,40 @@ def test_what_is_no_request(data: bytes, message: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_a_request_of_another_version_says_who_is_older() -> None:
-    data = json.dumps({"schema": "efm-lb/apply/v2", "version": "9.1", "whatever": 1}).encode()
-    with pytest.raises(documents.OtherVersion, match=r"efm-lb/apply/v2 by efm-lb 9\.1.*upgrade the older one"):
-        documents.read_request(data)
+OLDER = {"schema": "efm-lb/apply/v1", "version": "0.0.9", "whatever": 1}
+NEWER = {"schema": "efm-lb/apply-answer/v3", "version": "9.1"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "document", "message"),
+    [
+        (
+            documents.read_request,
+            OLDER,
+            r"efm-lb 0\.0\.9 on the host that asks speaks version 1 of the protocol, efm-lb \S+ on the load balancer's"
+            r" host version 2: upgrade efm-lb on the host that asks$",
+        ),
+        (documents.read_request, NEWER, "version 3 .* version 2: upgrade efm-lb on the load balancer's host$"),
+        (documents.read_ready, OLDER, "version 1 .* version 2: upgrade efm-lb on the load balancer's host$"),
+        (documents.read_answer, NEWER, r"9\.1 on the load balancer's host .* upgrade efm-lb on the host that asks$"),
+    ],
+)
+def test_another_version_says_who_is_older_and_where(
+    reader: Callable[[bytes], object], document: dict[str, object], message: str
+) -> None:
+    with pytest.raises(documents.OtherVersion, match=message):
+        reader(documents.encoded(document))
+
+
+def test_a_knock_asks_for_nothing() -> None:
+    with pytest.raises(documents.Malformed, match="is a required property"):
+        documents.read_request(documents.KNOCK)
+
+
+def test_what_is_said_first_arrives() -> None:
+    data = documents.encoded(documents.ready_document())
+    documents.read_ready(data)
+    assert data.startswith(documents.READY_MARK)
 
 
 def test_an_event_about_a_stranger_and_a_truth_about_others() -> None:

@@ -28,6 +28,7 @@ from efm_lb.remote.documents import (
     findings_document,
     outcome_document,
     read_request,
+    ready_document,
     truth_of,
     view_document,
 )
@@ -59,7 +60,7 @@ class Refused(Exception):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read one request from standard input, do it, and answer on standard output, whatever happens.
+    """Say that this host is ready, read one request from standard input, do it, and answer, whatever happens.
 
     :param argv: the command line without the program's name and without ``apply``
     :return: 0 when there is an answer; nobody else than ssh looks at it
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         try:
             signals.raise_terminated()
-            said = _answer(parse(argv))
+            _write(encoded(ready_document()))
+            said = _answer(parse(argv), time.monotonic())
             code, data = EX_OK, _encoded(*said) if said else b""
         except (Refused, Malformed) as error:
             code, data = EX_OK, _failed(Result.PERMANENT, str(error))
@@ -93,17 +95,22 @@ def parse(argv: Sequence[str]) -> Arguments:
     return Arguments(options.get("--cluster", "efm"), options.get("--env-file"))
 
 
-def _answer(arguments: Arguments) -> tuple[str, Any] | None:
-    """The answer to what comes on standard input, None when nothing comes."""
+def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
+    """The answer to what comes on standard input, None when nothing comes.
+
+    :param ready: when the sender was told that it may ask, by ``time.monotonic()``
+    """
     configuration, _ = settings_of(arguments.cluster, arguments.env_file, os.environ, here=True)
     from efm_lb.dispatch import Dispatcher
 
     dispatcher = Dispatcher(configuration)  # the adapters are imported while the request is on its way
+    # What is here already may have come at any time since, and its sender's clock runs.
+    came = ready if _waiting().poll(0) else None
     data = _read(time.monotonic() + PATIENCE)
     if not data:
         return None
     request = read_request(data)
-    deadline = time.monotonic() + request.seconds
+    deadline = (came or time.monotonic()) + request.seconds
     _match(request, configuration)
     return _do(request, configuration, dispatcher.only(request.balancer), deadline)
 
@@ -217,14 +224,20 @@ def _told(answers: Mapping[str, Answer], kind: str, document: Any) -> tuple[str,
     return ("nothing", None) if answer.value is None else (kind, document(answer.value))
 
 
+def _waiting() -> select.poll:
+    """Tells whether there is something to read on standard input, or its end."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    return poll
+
+
 def _read(limit: float) -> bytes:
     """All of standard input, or one byte more than a document may have.
 
     :raises Refused: it did not end in time
     """
     data = b""
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
+    poll = _waiting()
     while len(data) <= LIMIT:
         left = limit - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):

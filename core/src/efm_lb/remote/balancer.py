@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from efm_lb.balancers import Balancer
 from efm_lb.events import Event
 from efm_lb.outcomes import PermanentError, Result, TemporaryError
-from efm_lb.remote.ssh import Destination, Run
+from efm_lb.remote.ssh import Destination, NotReady, Run
 from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ _LAST = 0.1
 """Seconds before the deadline at which nothing is waited for any more."""
 _OLD = 5.0
 """Seconds after which a connection that was begun may have been lost."""
+_GRACE = 0.3
+"""Seconds after the connect time-out in which ssh itself says what it was waiting for."""
+_KNOCK = 0.3
+"""Seconds in which an efm-lb that does not say that it is ready may tell that it is an older one."""
 _ASKS = {
     "efm_lb_attach": "act",
     "efm_lb_detach": "act",
@@ -95,27 +99,59 @@ class Remote:
                 documents.Request(self._call, self._cluster, self._balancer.name, seconds, names, ask, given).document()
             )
 
-        limit = deadline - _LAST
-        run = self._run or Run(self._destination)
-        self._run = None
+        data = self._sent(request, deadline - _LAST)
+        kind, answer = self._read(documents.read_answer, data)
+        if kind not in _ANSWERS[ask]:
+            raise PermanentError(f"{self} answered {ask} with {kind}")
+        return _value(ask, kind, answer, self._nodes)
+
+    def _sent(self, request: Callable[[], bytes], limit: float) -> bytes:
+        """Send the request by the connection that was begun; the answer.
+
+        A host that cannot be reached costs the connect time-out and a little, from when the connection was begun. One
+        that is shared has half of it, and one of its own the other half.
+        """
+        run, self._run = self._run or Run(self._destination), None
+        timeout = self._balancer.connect_timeout
         asked = time.monotonic()
         try:
-            data = run.ask(request(), limit)
-        except TemporaryError:
+            return self._sent_by(run, request, run.started + (timeout / 2 if run.was_shared else timeout), limit)
+        except TemporaryError as error:
             is_old = run.was_shared or asked - run.started > _OLD
-            if not is_old or time.monotonic() - asked > self._balancer.connect_timeout / 2:
+            is_late = time.monotonic() - asked > timeout / 2 and not isinstance(error, NotReady)
+            if not is_old or is_late:
                 raise
-            # The connection is from before: its host may have been started anew since.
-            data = Run(self._destination, alone=True).ask(request(), limit)
+            # The connection is from before: its host may be silent, or have been started anew since.
+            alone = Run(self._destination, alone=True)
+            return self._sent_by(alone, request, max(run.started + timeout, alone.started + timeout / 2), limit)
+
+    def _sent_by(self, run: Run, request: Callable[[], bytes], ready_by: float, limit: float) -> bytes:
+        """:raises NotReady: a shared connection is silent"""
+        from efm_lb.remote import documents
+
         try:
-            kind, answer = documents.read_answer(data)
+            said = run.ready(documents.READY_MARK, min(limit, ready_by + (0.0 if run.was_shared else _GRACE)))
+        except NotReady:
+            if run.was_shared:
+                run.give_up()
+                raise
+            said = run.ask(documents.KNOCK, min(limit, time.monotonic() + _KNOCK))
+            if documents.READY_MARK not in said:  # else it is slow, and no more than that
+                self._read(documents.read_ready, said)
+            raise
+        self._read(documents.read_ready, said)
+        return run.ask(request(), limit)
+
+    def _read(self, reader: Callable[[bytes], Any], data: bytes) -> Any:
+        """:raises PermanentError: it is not what ``reader`` reads"""
+        from efm_lb.remote import documents
+
+        try:
+            return reader(data)
         except documents.OtherVersion as error:
             raise PermanentError(f"{self}: {error}") from None
         except documents.Malformed as error:
             raise PermanentError(f"{self} answered {_beginning(data)}: {error}") from None
-        if kind not in _ANSWERS[ask]:
-            raise PermanentError(f"{self} answered {ask} with {kind}")
-        return _value(ask, kind, answer, self._nodes)
 
 
 def _value(ask: str, kind: str, answer: Any, nodes: tuple[Node, ...]) -> Any:

@@ -10,13 +10,25 @@ from efm_lb import __version__
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.remote.conformity import conforms, objection
-from efm_lb.remote.schemas import ANSWER, ANSWER_NAME, LIMIT, REQUEST, REQUEST_NAME
+from efm_lb.remote.schemas import (
+    ANSWER,
+    ANSWER_NAME,
+    FAMILY,
+    LIMIT,
+    PROTOCOL,
+    READY,
+    READY_NAME,
+    REQUEST,
+    REQUEST_NAME,
+)
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
     from efm_lb.views import Finding, View
 
 __all__ = [
+    "KNOCK",
+    "READY_MARK",
     "Malformed",
     "OtherVersion",
     "Request",
@@ -28,13 +40,20 @@ __all__ = [
     "outcome_document",
     "outcome_of",
     "read_answer",
+    "read_ready",
     "read_request",
+    "ready_document",
     "truth_document",
     "truth_of",
     "view_document",
     "view_of",
 ]
 
+READY_MARK = b'{"schema": "' + f"{FAMILY}-ready/".encode()
+"""How the line begins, in any version, with which ``efm-lb apply`` says that it reads."""
+
+_SENDER = "on the host that asks"
+_THERE = "on the load balancer's host"
 _KINDS: Mapping[str, type[Event]] = {"attach": Attach, "detach": Detach, "promote": Promote}
 
 
@@ -78,13 +97,27 @@ class Request(NamedTuple):
         }
 
 
+def ready_document() -> dict[str, Any]:
+    """What ``efm-lb apply`` says first, as `READY` describes it."""
+    return {"schema": READY_NAME, "version": __version__}
+
+
+def read_ready(data: bytes) -> None:
+    """Read what ``efm-lb apply`` said first: the last line.
+
+    :raises OtherVersion: it is another version of efm-lb, which says it in this way or another
+    :raises Malformed: it does not say that it is ready
+    """
+    _read(_last_line(data), READY, READY_NAME, _SENDER, _THERE)
+
+
 def read_request(data: bytes) -> Request:
     """Read what a hook sent.
 
     :raises OtherVersion: it was written by another version of efm-lb
     :raises Malformed: it is no request
     """
-    document = _read(data, REQUEST, REQUEST_NAME)
+    document = _read(data, REQUEST, REQUEST_NAME, _THERE, _SENDER)
     ((ask, given),) = document["ask"].items()
     return Request(
         document["call"],
@@ -98,20 +131,23 @@ def read_request(data: bytes) -> Request:
 
 
 def read_answer(data: bytes) -> tuple[str, Any]:
-    """Read what ``efm-lb apply`` answered: the last line, for what a start-up file of the account says comes before it.
+    """Read what ``efm-lb apply`` answered: the last line.
 
     :return: the kind of answer (``outcome``, ``nothing``, ``steps``, ``view``, ``findings``), and the answer
     :raises OtherVersion: it was written by another version of efm-lb
     :raises Malformed: it is no answer
     """
-    last = data.rstrip(b"\n").rpartition(b"\n")[2]
-    ((kind, answer),) = _read(last, ANSWER, ANSWER_NAME)["answer"].items()
+    ((kind, answer),) = _read(_last_line(data), ANSWER, ANSWER_NAME, _SENDER, _THERE)["answer"].items()
     return kind, answer
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
     """A document as one line."""
     return json.dumps(document, allow_nan=False).encode() + b"\n"
+
+
+KNOCK = encoded({"schema": REQUEST_NAME, "version": __version__})
+"""Asks for nothing, but every version that reads it answers, and tells its own version."""
 
 
 def answer_document(kind: str, answer: Any) -> dict[str, Any]:
@@ -219,7 +255,13 @@ def findings_of(documents: Iterable[Mapping[str, str]]) -> tuple[Finding, ...]:
     return tuple(Finding(Severity(f["severity"]), f["subject"], f["detail"], f["remedy"]) for f in documents)
 
 
-def _read(data: bytes, schema: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _last_line(data: bytes) -> bytes:
+    """What a start-up file of the account says comes before it."""
+    return data.rstrip(b"\n").rpartition(b"\n")[2]
+
+
+def _read(data: bytes, schema: Mapping[str, Any], name: str, here: str, there: str) -> dict[str, Any]:
+    """:param here, there: where this efm-lb runs, and the one that wrote the document"""
     if len(data) > LIMIT:
         raise Malformed(f"it is longer than {LIMIT} bytes")
     try:
@@ -229,13 +271,22 @@ def _read(data: bytes, schema: Mapping[str, Any], name: str) -> dict[str, Any]:
     if conforms(document, schema):
         assert isinstance(document, dict)
         return document
-    theirs = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(theirs, str) and theirs != name and theirs.rpartition("/")[0] == name.rpartition("/")[0]:
+    theirs = _protocol(document)
+    if theirs is not None and theirs != PROTOCOL:
         raise OtherVersion(
-            f"it is written in {theirs[:100]} by efm-lb {str(document.get('version'))[:100]},"
-            f" and this efm-lb {__version__} reads {name}: upgrade the older one"
+            f"efm-lb {str(document.get('version'))[:100]} {there} speaks version {theirs} of the protocol, efm-lb"
+            f" {__version__} {here} version {PROTOCOL}: upgrade efm-lb {there if theirs < PROTOCOL else here}"
         )
     raise Malformed(f"it is no {name}: {objection(document, schema)}")
+
+
+def _protocol(document: Any) -> int | None:
+    """The version of the protocol that a document is written in, None when it is none of ours."""
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(FAMILY):
+        return None
+    number = schema.rpartition("/v")[2]
+    return int(number) if number.isdecimal() and number.isascii() and len(number) < 6 else None
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -1,17 +1,21 @@
 """The documents between a hook and ``efm-lb apply``, as JSON Schemas (draft 2020-12): both ends hold to them.
 
 A document that differs is refused as a whole. A change of these schemas, be it one more property, needs a new number in
-`REQUEST_NAME` or `ANSWER_NAME`: a peer of another version then knows why it is not understood.
+`PROTOCOL`: a peer of another version then knows why it is not understood.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["ANSWER", "ANSWER_NAME", "LIMIT", "REQUEST", "REQUEST_NAME"]
+__all__ = ["ANSWER", "ANSWER_NAME", "FAMILY", "LIMIT", "PROTOCOL", "READY", "READY_NAME", "REQUEST", "REQUEST_NAME"]
 
-REQUEST_NAME: Final = "efm-lb/apply/v1"
-ANSWER_NAME: Final = "efm-lb/apply-answer/v1"
+PROTOCOL: Final = 2
+FAMILY: Final = "efm-lb/apply"
+"""What the names of all of them begin with, in every version."""
+READY_NAME: Final = f"{FAMILY}-ready/v{PROTOCOL}"
+REQUEST_NAME: Final = f"{FAMILY}/v{PROTOCOL}"
+ANSWER_NAME: Final = f"{FAMILY}-answer/v{PROTOCOL}"
 LIMIT: Final = 1024 * 1024
 """Bytes that a document may have."""
 
@@ -69,6 +73,16 @@ _EVENT = _object(
     origin={"enum": ["hook", "follow-up", "reconcile", "operator"]},
 )
 
+READY: Final[dict[str, Any]] = {
+    "$schema": _DRAFT,
+    "$id": f"urn:{READY_NAME.replace('/', ':')}",
+    "title": "What efm-lb apply writes first, before it reads: its host is there, and which protocol it speaks",
+    **_object(
+        schema={"const": READY_NAME},
+        version=_text(100, "The answering efm-lb's version."),
+    ),
+}
+
 REQUEST: Final[dict[str, Any]] = {
     "$schema": _DRAFT,
     "$id": f"urn:{REQUEST_NAME.replace('/', ':')}",
@@ -79,7 +93,7 @@ REQUEST: Final[dict[str, Any]] = {
         call=_text(100, "The call that this belongs to, as in the sender's journal."),
         cluster=_NAME,
         balancer=_text(255, "The balancer's name in the env file of the host that it runs on."),
-        seconds={**_SECONDS, "description": "How long the sender waits for the answer."},
+        seconds={**_SECONDS, "description": "How long the sender waits for the answer, from when it sends this."},
         nodes={**_list(_NAME, 100), "description": "The names of the cluster's nodes, in the order of EFM_LB_NODES."},
         ask=_one_of(
             act=_object(event=_EVENT, truth=_TRUTH),

@@ -13,7 +13,7 @@ from zlib import crc32
 from efm_lb.outcomes import PermanentError, TemporaryError
 from efm_lb.remote.schemas import LIMIT
 
-__all__ = ["COMMAND", "Destination", "Run"]
+__all__ = ["COMMAND", "Destination", "NotReady", "Run"]
 
 COMMAND = ("efm-lb", "apply")
 """What runs there when ``authorized_keys`` forces nothing else."""
@@ -42,6 +42,10 @@ _PERMANENT = (
     "Too many authentication failures",
     "invalid characters",
 )
+
+
+class NotReady(TemporaryError):
+    """The command there has not begun in time; ssh is still at work."""
 
 
 class Destination:
@@ -124,6 +128,29 @@ class Run:
                 os.close(descriptor)
         for descriptor in (self._input, self._output, self._words):
             os.set_blocking(descriptor, False)
+        self._answer = b""
+        self._said = b""
+        self._is_ready = False
+
+    def ready(self, mark: bytes, limit: float) -> bytes:
+        """Wait until the command there says that it is ready.
+
+        What a start-up file of the account says before that is passed over.
+
+        :param mark: how it says so: with a line that begins like this
+        :param limit: until when to wait, by ``time.monotonic()``; what has come by then is looked at in any case
+        :return: that line; or all that was said, when the command ended without one
+        :raises NotReady: neither
+        :raises TemporaryError, PermanentError: as `ask` raises them; ssh has ended
+        """
+        if not self._talk(b"", limit, mark):
+            raise NotReady(str(self._failure(None, True)))
+        line = _line(self._answer, mark)
+        if not line:
+            return self._result(False, limit)
+        self._is_ready = True
+        self._answer = self._answer[self._answer.index(line) + len(line) :]
+        return line
 
     def ask(self, document: bytes, limit: float) -> bytes:
         """Send a document and wait for the answer.
@@ -133,32 +160,44 @@ class Run:
         :raises TemporaryError: no answer
         :raises PermanentError: no answer, and no retry can help; ssh's own words say why
         """
-        answer, words = bytearray(), bytearray()
+        return self._result(not self._talk(document, limit), limit)
+
+    def give_up(self) -> None:
+        """End ssh; nothing has been asked, and nothing is any more."""
+        self._end(0.0)
+        self._close()
+
+    def _result(self, is_over: bool, limit: float) -> bytes:
+        is_flood = len(self._answer) > LIMIT
         try:
-            is_over = self._talk(document, answer, words, limit)
-            is_flood = len(answer) > LIMIT
             status = self._end(0.0 if is_over or is_flood else limit)
         finally:
-            for descriptor in (self._input, self._output, self._words):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self._input = self._output = self._words = -1
-        if answer.endswith(b"\n") or is_flood:
-            return bytes(answer)
-        raise self._failure(status, is_over, bytes(answer), words.decode("utf-8", "replace"))
+            self._close()
+        if self._answer.endswith(b"\n") or is_flood:
+            return bytes(self._answer)
+        raise self._failure(status, is_over)
 
-    def _talk(self, document: bytes, answer: bytearray, words: bytearray, limit: float) -> bool:
-        """Whether time was over before the answer was."""
+    def _close(self) -> None:
+        for descriptor in (self._input, self._output, self._words):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._input = self._output = self._words = -1
+
+    def _talk(self, document: bytes, limit: float, mark: bytes = b"") -> bool:
+        """Send all of ``document``, if there is any, and listen to the end.
+
+        :param mark: listen only until there is a line that begins like this
+        :return: False when time was over before
+        """
         poll = select.poll()
-        poll.register(self._input, select.POLLOUT)
+        if document:
+            poll.register(self._input, select.POLLOUT)
         poll.register(self._output, select.POLLIN)
         poll.register(self._words, select.POLLIN)
         left = memoryview(document)
         while True:
-            seconds = limit - time.monotonic()
-            ready = dict(poll.poll(seconds * 1000)) if seconds > 0 else {}
-            if not ready:
-                return True
+            seconds = max(0.0, limit - time.monotonic())
+            ready = dict(poll.poll(seconds * 1000))
             if self._input in ready:
                 try:
                     left = left[os.write(self._input, left) :]
@@ -170,20 +209,24 @@ class Run:
                     self._input = -1
             if self._words in ready:
                 said = os.read(self._words, 4096)
-                words += said[: _MOST_SAID - len(words)]
+                self._said += said[: _MOST_SAID - len(self._said)]
                 if not said:
                     poll.unregister(self._words)
             if self._output in ready:
                 came = os.read(self._output, 65536)
-                answer += came
-                if not came or len(answer) > LIMIT:
-                    self._listen(words)
-                    return False
+                self._answer += came
+                if not came or len(self._answer) > LIMIT:
+                    self._listen()
+                    return True
+                if mark and _line(self._answer, mark):
+                    return True
+            if not seconds or not ready:
+                return False
 
-    def _listen(self, words: bytearray) -> None:
+    def _listen(self) -> None:
         """What was said up to now; a shared connection's process may keep this end open for long."""
         try:
-            words += os.read(self._words, 4096)
+            self._said += os.read(self._words, 4096)
         except BlockingIOError:
             return
 
@@ -201,10 +244,14 @@ class Run:
                 return None
             time.sleep(0.002)
 
-    def _failure(self, status: int | None, is_over: bool, answer: bytes, words: str) -> Exception:
+    def _failure(self, status: int | None, is_over: bool) -> Exception:
+        words = self._said.decode("utf-8", "replace")
         said = _last_line(words)
         why = f" ({said})" if said else ""
         where = f"ssh to {self.destination}"
+        if is_over and not self._is_ready:
+            limit = f"EFM_LB_CONNECT_TIMEOUT ({self.destination.connect_timeout:g} s)"
+            return TemporaryError(f"{where}: efm-lb apply was not ready within {limit}{why}")
         if is_over or status is None:
             return TemporaryError(f"{where}: no answer in time{why}")
         if status < 0:
@@ -212,7 +259,7 @@ class Run:
         if status == _OWN_FAILURE:
             wrong = f"{where}: {said or 'the connection was cut'}"
             return PermanentError(wrong) if any(reason in words for reason in _PERMANENT) else TemporaryError(wrong)
-        if answer:
+        if self._answer:
             return TemporaryError(f"{where}: the answer was cut off{why}")
         if status in (_NOT_FOUND, _NOT_EXECUTABLE):
             return PermanentError(
@@ -224,6 +271,13 @@ class Run:
                 f"{where}: efm-lb there does not know apply{why}: it is older than this one; upgrade it"
             )
         return PermanentError(f"{where}: no answer, exit code {status}{why}")
+
+
+def _line(said: bytes, mark: bytes) -> bytes:
+    """The first whole line of what was said that begins with ``mark``; an unfinished line may stand before it."""
+    start = said.find(mark)
+    end = said.find(b"\n", start) + 1
+    return said[start:end] if start >= 0 else b""
 
 
 def _is_private(directory: str) -> bool:
