@@ -439,6 +439,7 @@ def test_calls_about_one_balancer_come_one_after_the_other(estate: Estate) -> No
     done = attach_standby(estate, EFM_LB_DEADLINE=6)
     os.close(held)
     assert done.exit_code == 0, "better two at once than none"
+    assert "another call holds" in line_of(done).partition("; on its host: ")[2]
     assert time.monotonic() - began > 2
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, __version__, hookimpl
+from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, __version__, hookimpl, lock
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.remote import apply, documents
 
@@ -44,6 +44,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     def asked(ask: str, returned: Any) -> dict[str, Any]:
         module = ModuleType("fake_apply_adapter")
         module.efm_lb_detach = hookimpl(specname="efm_lb_detach")(lambda: returned)  # type: ignore[attr-defined]
+        module.efm_lb_hold = hookimpl(specname="efm_lb_hold")(lambda: returned)  # type: ignore[attr-defined]
         module.efm_lb_plan = hookimpl(specname="efm_lb_plan")(lambda: returned)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         request = documents.Request("1-1", "efm", "odd", 5.0, ("db1", "db2"), ask, given)
@@ -68,6 +69,32 @@ class Step:
 
 def test_steps_are_told_in_words(ask: Ask) -> None:
     assert ask("plan", [Step(), "RELOAD"]) == {"steps": ["disable db2", "RELOAD"]}
+
+
+def test_nothing_to_say_of_its_host(ask: Ask) -> None:
+    assert ask("act", Outcome.changed("done"))["outcome"]["detail"] == "done"
+
+
+def test_another_call_that_holds_the_lock_is_told(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acquire = lock.acquire
+    held = acquire(str(tmp_path / "efm.odd.apply.lock"), 0)
+    monkeypatch.setattr(lock, "acquire", lambda path, patience: acquire(path, 0))
+    detail = ask("act", Outcome.changed("done"))["outcome"]["detail"]
+    os.close(held)
+    assert detail == f"done; on its host: another call holds {tmp_path}/efm.odd.apply.lock for more than 0 s"
+
+
+def test_a_lock_that_cannot_be_had_is_told(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "efm.odd.apply.lock").mkdir()
+    detail = ask("act", Outcome.changed("done"))["outcome"]["detail"]
+    assert detail == f"done; on its host: no lock: {tmp_path}/efm.odd.apply.lock: Is a directory"
+
+
+def test_the_slow_way_to_the_settings_is_told(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration, _ = apply.settings_of("efm", None, {})
+    monkeypatch.setattr(apply, "settings_of", lambda *_, **__: (configuration, "efm.env has changed"))
+    detail = ask("hold", Outcome.changed("done"))["outcome"]["detail"]
+    assert detail == "done; on its host: took the slow way: efm.env has changed"
 
 
 @pytest.mark.parametrize("outcome", [Outcome.changed(None), Outcome.deferred("later", float("inf"))])  # type: ignore[arg-type]

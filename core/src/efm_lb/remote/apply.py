@@ -100,7 +100,7 @@ def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
 
     :param ready: when the sender was told that it may ask, by ``time.monotonic()``
     """
-    configuration, _ = settings_of(arguments.cluster, arguments.env_file, os.environ, here=True)
+    configuration, stale = settings_of(arguments.cluster, arguments.env_file, os.environ, here=True)
     from efm_lb.dispatch import Dispatcher
 
     dispatcher = Dispatcher(configuration)  # the adapters are imported while the request is on its way
@@ -112,7 +112,8 @@ def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
     request = read_request(data)
     deadline = (came or time.monotonic()) + request.seconds
     _match(request, configuration)
-    return _do(request, configuration, dispatcher.only(request.balancer), deadline)
+    notes = [f"took the slow way: {stale}"] if stale else []
+    return _do(request, configuration, dispatcher.only(request.balancer), deadline, notes)
 
 
 def _match(request: Request, configuration: Configuration) -> None:
@@ -130,7 +131,10 @@ def _match(request: Request, configuration: Configuration) -> None:
         )
 
 
-def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, deadline: float) -> tuple[str, Any]:
+def _do(
+    request: Request, configuration: Configuration, dispatcher: Dispatcher, deadline: float, notes: list[str]
+) -> tuple[str, Any]:
+    """:param notes: what an outcome must say of this host as well; what goes wrong is added"""
     given = request.given
     state = State(configuration.state_dir, configuration.cluster)
     if request.ask == "view":
@@ -152,48 +156,50 @@ def _do(request: Request, configuration: Configuration, dispatcher: Dispatcher, 
         balancer=request.balancer,
         sender=os.environ.get("SSH_CONNECTION", "").partition(" ")[0],
     )
-    outcome = _act(request, truth, state, configuration, dispatcher, deadline)
+    path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
+    held = _turn(path, round((deadline - time.monotonic()) / 2, 1), notes)
+    try:
+        outcome = _act(request, truth, state, dispatcher, deadline)
+    finally:
+        if held is not None:
+            os.close(held)
     result = outcome and [outcome.result.value, outcome.detail]
     journal.record("outcome", outcomes={request.balancer: result} if result else {})
     if outcome is None:
         return "nothing", None
     if journal.failure:
-        outcome = outcome._replace(detail=f"{outcome.detail}; on its host: {journal.failure}")
+        notes.append(journal.failure)
+    if notes:
+        outcome = outcome._replace(detail=f"{outcome.detail}; on its host: {'; '.join(notes)}")
     return "outcome", outcome
 
 
-def _act(
-    request: Request,
-    truth: Truth,
-    state: State,
-    configuration: Configuration,
-    dispatcher: Dispatcher,
-    deadline: float,
-) -> Outcome | None:
-    """Do it under the balancer's lock, so that calls from two hosts come one after the other.
+def _turn(path: str, patience: float, notes: list[str]) -> int | None:
+    """The balancer's lock, so that calls from two hosts come one after the other.
 
-    Not under the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one
-    that hangs costs no other.
+    Not the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one that
+    hangs costs no other.
     """
-    path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
     try:
-        held = lock.acquire(path, (deadline - time.monotonic()) / 2)
-    except OSError:  # or out of time: every step is idempotent; better two at once than none
-        held = None
-    try:
-        # Looked at under the lock: another host may have sent a newer truth in between.
-        event = _fenced(request.given["event"], truth, state)
-        if request.ask == "act":
-            outcomes = dispatcher.send(event, deadline)
-        elif isinstance(event, Detach):
-            outcomes = dispatcher.hold(event, deadline)
-        else:
-            raise Malformed("only a detach can ask to hold")
-        state.remember(truth)
-        return outcomes[0] if outcomes else None
-    finally:
-        if held is not None:
-            os.close(held)
+        return lock.acquire(path, patience)
+    except TimeoutError as error:  # every step is idempotent; better two at once than none
+        notes.append(str(error))
+    except OSError as error:
+        notes.append(f"no lock: {error.filename}: {error.strerror}")
+    return None
+
+
+def _act(request: Request, truth: Truth, state: State, dispatcher: Dispatcher, deadline: float) -> Outcome | None:
+    # Looked at under the lock: another host may have sent a newer truth in between.
+    event = _fenced(request.given["event"], truth, state)
+    if request.ask == "act":
+        outcomes = dispatcher.send(event, deadline)
+    elif isinstance(event, Detach):
+        outcomes = dispatcher.hold(event, deadline)
+    else:
+        raise Malformed("only a detach can ask to hold")
+    state.remember(truth)
+    return outcomes[0] if outcomes else None
 
 
 def _fenced(document: Mapping[str, Any], truth: Truth, state: State) -> Event:
