@@ -81,9 +81,11 @@ def gather(cluster: str, env_file: str | None, environ: Mapping[str, str], here:
         if named:
             raise SettingsError(f"{path}: no such file ({by})") from None
         if not variables:
+            others = f"in a file named by --env-file or {ENV_FILE}, or into the environment"
+            if here:
+                others = "or in a file named by --env-file in the forced command; variables do not count here"
             raise SettingsError(
-                f"{path}: no such file: the settings of cluster {cluster} belong there,"
-                f" in a file named by --env-file or {ENV_FILE}, or into the environment"
+                f"{path}: no such file: the settings of cluster {cluster} belong there, {others}"
             ) from None
         return Sources(cluster, path, None, (), variables, here)
     except PermissionError as error:

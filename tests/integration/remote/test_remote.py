@@ -415,6 +415,30 @@ def test_the_key_can_do_nothing_else(estate: Estate) -> None:
             assert json.loads(answer)["answer"]["outcome"]["result"] == "failed"
 
 
+def test_the_key_cannot_change_the_settings(estate: Estate, tmp_path: Path) -> None:
+    """An sshd that takes variables from its clients would hand them to the forced command."""
+    entries = tmp_path / "entries.ini"
+    entries.write_text(estate.pooler.entries.read_text())
+    state = tmp_path / "stolen"
+    state.mkdir(mode=0o700)
+    estate.sshd.stop()
+    estate.sshd.start({"AcceptEnv": "EFM_LB_* PG* PCP*"})
+    estate.sshd.send_environment(
+        {
+            "EFM_LB_STATE_DIR": state,
+            "EFM_LB_BALANCERS__PGB1__CONFIG": entries,
+            "PGREQUIREPEER": "nobody",
+        }
+    )
+    new = fail_over(estate)
+    done = estate.hook()("attach", new, "p")
+    assert done.exit_code == 0, done.output
+    assert f"{WRITE} = host={new} " in estate.pooler.entries.read_text()
+    assert new not in entries.read_text().partition("\n")[0]
+    assert not list(state.iterdir())
+    assert journal(estate, "there")
+
+
 def test_one_env_file_can_serve_every_host(estate: Estate) -> None:
     """HOST_SSH does not count where the balancer is."""
     text = estate.there.read_text()

@@ -103,6 +103,17 @@ def test_what_cannot_be_said_is_a_bug_and_an_answer(ask: Ask, outcome: Outcome) 
     assert answer["outcome"]["result"] == "failed by a bug"
 
 
+def test_settings_of_the_environment_are_forgotten(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter, and what it starts, must not find them either."""
+    names = ("EFM_LB_DEADLINE", "EFM_LB_ENV_FILE", "PGPASSFILE", "PCPPASSFILE")
+    for name in names:
+        monkeypatch.setenv(name, "/somebody/else's")
+    monkeypatch.setenv("LC_ALL", "C")
+    ask("act", Outcome.changed("done"))
+    assert not set(names) & set(os.environ)
+    assert os.environ["LC_ALL"] == "C"
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """The command line of a process of its own, and settings for it."""
@@ -138,6 +149,16 @@ def test_it_says_that_it_is_ready_before_it_has_read_its_settings(tmp_path: Path
         documents.read_ready(process.stdout.readline())
         outcome = json.loads(process.stdout.readline())["answer"]["outcome"]
     assert "not a regular file" in outcome["detail"]
+
+
+def test_no_env_file(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a variable names is not looked for."""
+    monkeypatch.setenv("EFM_LB_ENV_FILE", command.pop().partition("=")[2])
+    done = subprocess.run([*command, "--cluster=none"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 78
+    detail = json.loads(done.stdout.splitlines()[-1])["answer"]["outcome"]["detail"]
+    assert detail.startswith("/etc/efm-lb/none.env: no such file: the settings of cluster none belong there")
+    assert detail.endswith("or in a file named by --env-file in the forced command; variables do not count here")
 
 
 def test_an_older_hook_is_told_the_version(command: list[str]) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +82,11 @@ class Sshd:
         kind, public = (self.directory / f"{key}.pub").read_text().split()[:2]
         (self.directory / "known_hosts").write_text(f"[{_HOST}]:{port or self.port} {kind} {public}\n")
 
+    def send_environment(self, variables: Mapping[str, object]) -> None:
+        """Make the ``ssh`` of this one send these variables along."""
+        with open(self.directory / "ssh_config", "a", encoding="utf-8") as config:
+            config.write(f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}\n")
+
     def trust(self, other: Sshd) -> None:
         """Make the ``ssh`` of this one reach another one as well."""
         with open(self.directory / "known_hosts", "a", encoding="utf-8") as known:
@@ -89,8 +94,11 @@ class Sshd:
         with open(self.directory / "ssh_config", "a", encoding="utf-8") as config:
             config.write(f"IdentityFile {other.directory / 'id'}\n")
 
-    def start(self) -> None:
-        """Start it and wait until it listens; raises as the constructor."""
+    def start(self, further: Mapping[str, object] | None = None) -> None:
+        """Start it and wait until it listens; raises as the constructor.
+
+        :param further: keywords of sshd_config(5)
+        """
         settings = {
             "Port": self.port,
             "ListenAddress": _HOST,
@@ -101,6 +109,7 @@ class Sshd:
             "UsePAM": "no",
             "PasswordAuthentication": "no",
             "KbdInteractiveAuthentication": "no",
+            **(further or {}),
         }
         config = self.directory / "sshd_config"
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))

@@ -48,6 +48,10 @@ PATIENCE = 90.0
 """Seconds that a request may be under way: the hook connects before it has asked the databases."""
 
 
+_NOT_FROM_OUTSIDE = ("EFM_LB_", "PG", "PCP")
+"""What variables begin with that are settings of efm-lb, of libpq and of pgpool's tools."""
+
+
 class Arguments(NamedTuple):
     """The command line, which the owner of this host has written."""
 
@@ -69,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             signals.raise_terminated()
             _write(encoded(ready_document()))
+            _forget_environment()
             said = _answer(parse(argv), time.monotonic())
             code, data = EX_OK, _encoded(*said) if said else b""
         except (Refused, Malformed) as error:
@@ -93,6 +98,12 @@ def parse(argv: Sequence[str]) -> Arguments:
     if rest:
         raise CallError(f"efm-lb apply [--cluster NAME] [--env-file FILE]: what is {rest[0]!r}?")
     return Arguments(options.get("--cluster", "efm"), options.get("--env-file"))
+
+
+def _forget_environment() -> None:
+    """The settings are those of this host's env file: sshd may let the holder of the key set variables."""
+    for name in [name for name in os.environ if name.startswith(_NOT_FROM_OUTSIDE)]:
+        del os.environ[name]
 
 
 def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
