@@ -15,6 +15,11 @@ POLL = 0.02
 """Seconds between two questions on one connection."""
 RETRY = 0.5
 """Seconds between two connections to a node that takes none."""
+DENIED_RETRY = 5.0
+"""The same for a node that denies the login: each one is a line in its log, and waiting heals none."""
+
+# Classes of SQLSTATEs: the login is refused (28), there is no such database (3D), a right is missing (42).
+_DENIED = ("28", "3D", "42")
 
 _IN_RECOVERY = b"SELECT pg_catalog.pg_is_in_recovery() AS recovering"
 
@@ -49,5 +54,11 @@ def _watch(keywords: Mapping[str, str], timeout: float, until: float, found: Eve
                         found.set()
                         return
                     found.wait(POLL)
-        except (ConnectionFailed, StatementFailed):
-            found.wait(RETRY)
+        except (ConnectionFailed, StatementFailed) as failure:
+            found.wait(DENIED_RETRY if _is_denied(failure) else RETRY)
+
+
+def _is_denied(failure: ConnectionFailed | StatementFailed) -> bool:
+    """The server has said that this user may not ask. Not that it starts up, or has no connection left."""
+    needs_password = isinstance(failure, ConnectionFailed) and failure.needs_password
+    return needs_password or any(state.startswith(_DENIED) for state in failure.sqlstates)
