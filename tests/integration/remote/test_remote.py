@@ -185,8 +185,9 @@ def test_an_answer_has_time_for_its_way(estate: Estate) -> None:
     assert 0 < json.loads(document.read_text())["seconds"] <= 9.5
 
 
-def test_the_connection_is_cut(estate: Estate) -> None:
-    estate.sshd.force("kill -9 $PPID")
+@pytest.mark.parametrize("noise", ["", "echo Welcome to pgb1;"])
+def test_the_connection_is_cut(estate: Estate, noise: str) -> None:
+    estate.sshd.force(f"{noise} kill -9 $PPID")
     failed = attach_standby(estate)
     assert failed.exit_code == 75
     assert "ssh to" in line_of(failed)
@@ -255,7 +256,9 @@ def test_a_shared_connection_is_not_taken_for_one_to_another_host(estate: Estate
     assert "answered 'the other host'" in line_of(reached)
 
 
-@pytest.mark.parametrize("command", ["/nowhere/efm-lb apply", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "command", ["/nowhere/efm-lb apply", "/etc/passwd", "echo Welcome to pgb1; /nowhere/efm-lb apply"]
+)
 def test_efm_lb_is_not_there(estate: Estate, command: str) -> None:
     estate.sshd.force(command)
     failed = attach_standby(estate)
@@ -264,8 +267,9 @@ def test_efm_lb_is_not_there(estate: Estate, command: str) -> None:
     assert "authorized_keys" in line_of(failed)
 
 
-def test_an_older_efm_lb_there_does_not_know_apply(estate: Estate) -> None:
-    estate.sshd.force(" ".join([*EFM_LB, "aply"]))
+@pytest.mark.parametrize("noise", ["", "echo Welcome to pgb1;"])
+def test_an_older_efm_lb_there_does_not_know_apply(estate: Estate, noise: str) -> None:
+    estate.sshd.force(" ".join([noise, *EFM_LB, "aply"]))
     failed = attach_standby(estate)
     assert failed.exit_code == 69
     assert "does not know apply" in line_of(failed)
@@ -311,6 +315,28 @@ def test_what_the_account_says_before_the_answer_does_no_harm(estate: Estate) ->
     done = attach_standby(estate)
     assert done.exit_code == 0, done.output
     assert line_of(done).startswith("pgb1: unchanged")
+
+
+def test_the_account_says_something_and_then_nothing(estate: Estate) -> None:
+    """It may only be slow: that is temporary."""
+    estate.sshd.force("echo Welcome to pgb1; sleep 20")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 75
+    assert "efm-lb apply was not ready within EFM_LB_CONNECT_TIMEOUT (2 s)" in line_of(failed)
+
+
+def test_a_banner_is_nothing_that_anybody_said(estate: Estate) -> None:
+    """sshd sends it before the login, whatever comes of that."""
+    banner = estate.sshd.directory / "banner"
+    banner.write_text("Permission denied to all strangers.\nWelcome to pgb1\n")
+    estate.sshd.stop()
+    estate.sshd.start({"Banner": banner})
+    estate.sshd.force("kill -9 $PPID")
+    cut = attach_standby(estate)
+    assert cut.exit_code == 75
+    assert "Welcome" not in cut.output
+    estate.sshd.force(estate.forced())
+    assert attach_standby(estate).exit_code == 0
 
 
 def test_the_account_says_something_without_end(estate: Estate) -> None:

@@ -28,6 +28,7 @@ _NO_SUCH_COMMAND = 2
 """The exit code of an efm-lb that does not know ``apply``."""
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
+_NO_ANSWER = (None, _OWN_FAILURE, _NO_SUCH_COMMAND, _NOT_EXECUTABLE, _NOT_FOUND)
 _MOST_SAID = 10_000
 
 # What ssh says, in any version, when a retry cannot help.
@@ -93,6 +94,7 @@ class Destination:
             "ForwardX11": "no",
             "PermitLocalCommand": "no",
             "RequestTTY": "no",
+            # One more and sshd's banner would be among ssh's own words.
             "LogLevel": "ERROR",
         }
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
@@ -173,8 +175,10 @@ class Run:
             status = self._end(0.0 if is_over or is_flood else limit)
         finally:
             self._close()
-        if self._answer.endswith(b"\n") or is_flood:
-            return bytes(self._answer)
+        # Before the command was ready, what it is said to have answered may be an account's welcome.
+        has_answered = self._is_ready or status not in _NO_ANSWER
+        if is_flood or (has_answered and self._answer.endswith(b"\n")):
+            return self._answer
         raise self._failure(status, is_over)
 
     def _close(self) -> None:
@@ -259,7 +263,7 @@ class Run:
         if status == _OWN_FAILURE:
             wrong = f"{where}: {said or 'the connection was cut'}"
             return PermanentError(wrong) if any(reason in words for reason in _PERMANENT) else TemporaryError(wrong)
-        if self._answer:
+        if self._answer and self._is_ready:
             return TemporaryError(f"{where}: the answer was cut off{why}")
         if status in (_NOT_FOUND, _NOT_EXECUTABLE):
             return PermanentError(
