@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+UNITS = ("efm-lb-reconcile@.service", "efm-lb-reconcile-once@.service", "efm-lb-reconcile-once@.timer")
 
 
 def run(*argv: str | Path) -> str:
@@ -37,7 +38,9 @@ def installed(built: Path, tmp_path: Path) -> Iterator[Path]:
 def test_the_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+    data = [name for name in names if ".data/" in name]
+    assert {name.partition(".data/data/share/efm-lb/")[2] for name in data} == {f"systemd/{unit}" for unit in UNITS}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name and name not in data} == {
         "efm_lb",
         "efm_lb_haproxy",
         "efm_lb_main.py",

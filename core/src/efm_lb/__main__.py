@@ -7,7 +7,7 @@ import os
 import sys
 
 import efm_lb_main
-from efm_lb.command_line import APPLY, HOOKS
+from efm_lb.command_line import APPLY, HOOKS, RECONCILE
 
 __all__ = ["main"]
 
@@ -36,6 +36,10 @@ def main() -> None:
         from efm_lb.remote.apply import main as apply
 
         os._exit(apply(argv[1:]))
+    if argv and argv[0] == RECONCILE and "--help" not in argv and "-h" not in argv:
+        from efm_lb.reconcile.service import main as reconcile
+
+        os._exit(reconcile(argv[1:]))
     from efm_lb.commands.app import run
 
     efm_lb_main.as_usual()

@@ -8,10 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["APPLY", "HOOKS", "VALUED", "valued"]
+__all__ = ["APPLY", "HOOKS", "RECONCILE", "VALUED", "valued"]
 
 HOOKS = ("attach", "detach", "promote")
 APPLY = "apply"
+RECONCILE = "reconcile"
 VALUED = ("--cluster", "--env-file", "--follow-up", "--call")
 """The options of a hook that have a value."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from efm_lb.balancers import Balancer
 from efm_lb.truth import Node, same_host
 
-__all__ = ["AdapterSource", "Configuration", "DetachLivePrimary"]
+__all__ = ["AdapterSource", "Configuration", "DetachLivePrimary", "Reconcile"]
 
 
 class DetachLivePrimary(Enum):
@@ -38,6 +38,21 @@ class AdapterSource(NamedTuple):
         return f"{self.name} ({self.distribution} {self.version})"
 
 
+class Reconcile(NamedTuple):
+    """How ``efm-lb reconcile`` behaves: the values of ``EFM_LB_RECONCILE__*``.
+
+    :param period: seconds between two looks at the balancers
+    :param settle: seconds that belong to EFM's own calls after a node has changed
+    :param hold: seconds that a standby which was taken out while it is up stays out
+    :param majority: whether a host that reaches half of three or more nodes, or less, changes nothing
+    """
+
+    period: float = 5.0
+    settle: float = 2.0
+    hold: float = 60.0
+    majority: bool = True
+
+
 class Configuration(NamedTuple):
     """Everything that the hook needs to know about one cluster.
 
@@ -58,6 +73,7 @@ class Configuration(NamedTuple):
     detach_live_primary: DetachLivePrimary
     balancers: tuple[Balancer, ...]
     adapters: tuple[AdapterSource, ...]
+    reconcile: Reconcile = Reconcile()
 
     def node(self, name: str) -> Node | None:
         """The node that EFM calls ``name``, or None.
@@ -77,6 +93,7 @@ class Configuration(NamedTuple):
             "detach_live_primary": self.detach_live_primary.value,
             "balancers": tuple((b.name, b.adapter, dict(b.settings), *b[3:]) for b in self.balancers),
             "adapters": tuple(tuple(source) for source in self.adapters),
+            "reconcile": tuple(self.reconcile),
         }
 
     @classmethod
@@ -87,4 +104,5 @@ class Configuration(NamedTuple):
             detach_live_primary=DetachLivePrimary(plain["detach_live_primary"]),
             balancers=tuple([Balancer(*balancer) for balancer in plain["balancers"]]),
             adapters=tuple([AdapterSource(*adapter) for adapter in plain["adapters"]]),
+            reconcile=Reconcile(*plain["reconcile"]),
         )

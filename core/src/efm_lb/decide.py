@@ -1,5 +1,6 @@
 """From a call and the truth to an event: the rules, without I/O and without a clock."""
 
+from collections.abc import Collection
 from enum import Enum
 from typing import NamedTuple
 
@@ -36,10 +37,12 @@ class Policy(NamedTuple):
 
     :param detach_live_primary: for a detach that would take the last usable node away
     :param patience: the caller can still wait; when False, a decision is never WAIT
+    :param in_maintenance: the names of the nodes that an operator has taken into his own hands
     """
 
     detach_live_primary: DetachLivePrimary = DetachLivePrimary.DEFER
     patience: bool = False
+    in_maintenance: Collection[str] = ()
 
 
 class Decision(NamedTuple):
@@ -92,6 +95,7 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R18   detach              denied, full: may be primary  the policy, as R15, holding nothing
     R19   detach              denied, full: another is it   Detach
     R20   detach              rejecting, refused, silent    Detach at once; without a primary look again
+    R21   attach              in maintenance                instead of Attach: DEFER; a Promote goes on
     ====  ==================  ============================  ===================================================
 
     Detach says nothing about where writes go: its truth names a primary only when
@@ -106,7 +110,10 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     state = truth.state(call.node)
     if call.kind is Kind.DETACH:
         return _detach(call, state, truth, policy)
-    return _attach(call, state, truth, policy)
+    decision = _attach(call, state, truth, policy)
+    if isinstance(decision.event, Attach) and call.node.name in policy.in_maintenance:
+        return Decision(Verdict.DEFER, f"{call.node.name} is in maintenance: not attached")
+    return decision
 
 
 def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:

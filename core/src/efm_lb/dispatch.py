@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb.balancers import Balancer
@@ -83,6 +83,7 @@ class Dispatcher:
 
     def __init__(self, configuration: Configuration, call: str = "") -> None:
         self._balancers = configuration.balancers
+        self._running: dict[str, threading.Thread] = {}
         here = {balancer.adapter for balancer in self._balancers if not balancer.host_ssh}
         adapters = {source.name: _Adapter(source) for source in configuration.adapters if source.name in here}
         self._ways: dict[str, _Adapter | Remote] = {
@@ -94,6 +95,11 @@ class Dispatcher:
 
             self._ways |= {balancer.name: Remote(balancer, configuration, call) for balancer in elsewhere}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The balancers, sorted."""
+        return tuple(sorted(balancer.name for balancer in self._balancers))
+
     def connect(self) -> None:
         """Begin to connect to the balancers on other hosts: something is about to be asked of them."""
         for way in self._ways.values():
@@ -102,10 +108,15 @@ class Dispatcher:
 
     def only(self, name: str) -> Dispatcher:
         """The same for one balancer alone; nothing is imported anew."""
-        one: Dispatcher = object.__new__(Dispatcher)
-        one._balancers = tuple(balancer for balancer in self._balancers if balancer.name == name)
-        one._ways = self._ways
-        return one
+        return self.among((name,))
+
+    def among(self, names: Collection[str]) -> Dispatcher:
+        """The same for some of the balancers; nothing is imported anew."""
+        some: Dispatcher = object.__new__(Dispatcher)
+        some._balancers = tuple(balancer for balancer in self._balancers if balancer.name in names)
+        some._ways = self._ways
+        some._running = self._running
+        return some
 
     def send(self, event: Event, deadline: float) -> tuple[Outcome, ...]:
         """Bring every balancer in line with ``event``.
@@ -174,7 +185,10 @@ class Dispatcher:
             answers[balancer.name] = answer, time.monotonic() - started
 
         for balancer in self._balancers:
+            if (last := self._running.get(balancer.name)) and last.is_alive():
+                continue  # its adapter hangs: one thread for it is enough
             thread = threading.Thread(target=run, args=(balancer,), name=balancer.name, daemon=True)
+            self._running[balancer.name] = thread
             thread.start()
             threads.append(thread)
         for thread in threads:

@@ -25,8 +25,9 @@ from efm_lb.errors import (
     NotInstalledError,
     UnknownNodeError,
 )
-from efm_lb.events import Origin
+from efm_lb.events import Event, Origin, Promote
 from efm_lb.libpq import LibpqNotFoundError
+from efm_lb.maintenance import Maintenance, in_force
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.probe import Probe
 from efm_lb.report import Report, as_document, as_lines
@@ -183,7 +184,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
             follow_up.start(owed, name)
         except OSError as error:
             notes.append(f"will not be judged again: {error}")
-    return report._replace(notes=tuple(notes))
+    return report._replace(notes=(*report.notes, *notes))
 
 
 def _call(arguments: Arguments, configuration: Configuration) -> Call:
@@ -246,12 +247,30 @@ def _act(
         truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
     )
     state.remember(truth)
+    alone = in_force(configuration.state_dir, configuration.cluster)
     if decision.hold:
         # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
         held = dispatcher.hold(decision.hold, deadline)
         return Report(str(call), _exit_code(decision, ()), decision, held)
-    outcomes = dispatcher.send(decision.event, deadline) if decision.event else ()
-    return Report(str(call), _exit_code(decision, outcomes), decision, outcomes)
+    outcomes, notes = _sent(decision.event, dispatcher, deadline, alone) if decision.event else ((), ())
+    return Report(str(call), _exit_code(decision, outcomes), decision, outcomes, notes=notes)
+
+
+def _sent(
+    event: Event, dispatcher: Dispatcher, deadline: float, alone: Sequence[Maintenance]
+) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
+    """Send an event to all balancers but those in maintenance; writes go where they belong all the same."""
+    names = {each.name for each in alone}
+    if isinstance(event, Promote):
+        notes = [f"{each}: the promotion counts all the same" for each in alone if each.name in dispatcher.names]
+        notes += [f"{each}: it got the writes all the same" for each in alone if each.name == event.node.name]
+        return dispatcher.send(event, deadline), tuple(notes)
+    left_out = {each.name: Outcome.deferred(str(each), None) for each in alone if each.name in dispatcher.names}
+    if not left_out:
+        return dispatcher.send(event, deadline), ()
+    sent = dispatcher.among([name for name in dispatcher.names if name not in names]).send(event, deadline)
+    others = [outcome._replace(balancer=name) for name, outcome in left_out.items()]
+    return tuple(sorted([*sent, *others], key=lambda outcome: outcome.balancer)), ()
 
 
 def _rehearse(call: Call, configuration: Configuration, state: State, probe: Probe) -> Report:
@@ -298,10 +317,11 @@ def _settle(
     dispatcher = _dispatcher(configuration, call.name)
     dispatcher.connect()
     newest = state.timeline
+    alone = [each.name for each in in_force(configuration.state_dir, configuration.cluster)]
     while True:
         truth = answers.truth()._replace(newest=newest)
         is_patient = time.monotonic() < patient_until
-        decision = decide(call, truth, Policy(configuration.detach_live_primary, is_patient))
+        decision = decide(call, truth, Policy(configuration.detach_live_primary, is_patient, alone))
         if decision.verdict is not Verdict.WAIT or turn is None:
             return decision, truth, dispatcher
         turn.give_up()

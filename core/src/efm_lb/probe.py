@@ -14,7 +14,7 @@ from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 if TYPE_CHECKING:
     from efm_lb.head_start import HeadStart
 
-__all__ = ["Answers", "Probe"]
+__all__ = ["Answers", "Probe", "failed", "question"]
 
 # The control file names a new timeline late: a primary's after the first checkpoint, a standby's after the first
 # restartpoint. A primary's WAL names it at once, a standby's receiver to those who may see it (pg_monitor).
@@ -116,20 +116,32 @@ class Probe:
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
         keywords = {**self._keywords, "host": node.host, "port": str(node.port)}
-        role = timeline = None
-        reach, detail = Reach.ACCEPTING, ""
         try:
             login = self._begun.logins.pop((node.host, node.port), None) if self._begun else None
             with login.connection(deadline) if login else Connection(keywords, deadline) as connection:
-                role, timeline = _question(connection, deadline)
+                role, timeline = question(connection, deadline)
         except (ConnectionFailed, StatementFailed) as failure:
-            reach, detail = _judged(failure), str(failure)
-            if isinstance(failure, ConnectionFailed) and failure.needs_password:
-                detail += _objection(self._keywords.get("passfile"))
-        return NodeState(node, reach, role, timeline, detail, time.monotonic() - started)
+            return failed(node, failure, keywords)._replace(seconds=time.monotonic() - started)
+        return NodeState(node, Reach.ACCEPTING, role, timeline, seconds=time.monotonic() - started)
 
 
-def _question(connection: Connection, deadline: float) -> tuple[Role, int | None]:
+def failed(node: Node, failure: ConnectionFailed | StatementFailed, keywords: Mapping[str, str]) -> NodeState:
+    """What it says about ``node`` that it could not be asked.
+
+    :param keywords: libpq connection keywords that were used
+    """
+    detail = str(failure)
+    if isinstance(failure, ConnectionFailed) and failure.needs_password:
+        detail += _objection(keywords.get("passfile"))
+    return NodeState(node, _judged(failure), detail=detail)
+
+
+def question(connection: Connection, deadline: float) -> tuple[Role, int | None]:
+    """Ask for the role and the timeline, which is None when the server does not tell it.
+
+    :param deadline: by ``time.monotonic()``
+    :raises ConnectionFailed, StatementFailed: no answer
+    """
     try:
         reply = connection.query(_ROLE_AND_TIMELINE, deadline)
     except StatementFailed as failure:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb import Attach, Detach, Promote, Result, Severity, TemporaryError
-from efm_lb.reconcile import differences, disagreement
+from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.waiting import wait_until

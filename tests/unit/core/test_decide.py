@@ -273,3 +273,13 @@ def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
         assert decision.verdict is not Verdict.WAIT, "waiting is bounded"
     if what.origin is Origin.FOLLOW_UP:
         assert decision.again_after is None, "a deferred call is judged again once"
+
+
+def test_a_node_in_maintenance_is_not_attached_but_gets_the_writes() -> None:
+    policy = Policy(in_maintenance=("db2",))
+    standby = decide(call("attach", DB2, S), HEALTHY, policy)
+    assert (standby.verdict, standby.event) == (Verdict.DEFER, None)
+    assert "db2 is in maintenance" in standby.reason
+    assert isinstance(decide(call("attach", DB2, P), FAILED_OVER, policy).event, Promote)
+    assert isinstance(decide(call("detach", DB2, S), HEALTHY, policy).event, Detach)
+    assert isinstance(decide(call("attach", DB2, S), HEALTHY, Policy(in_maintenance=("db1",))).event, Attach)

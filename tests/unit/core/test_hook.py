@@ -33,10 +33,12 @@ from efm_lb import (
     hook,
     hookimpl,
     lock,
+    maintenance,
     watch,
 )
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.decide import SUCCESSION
+from efm_lb.maintenance import Maintenance
 from efm_lb.signals import Terminated
 from efm_lb.state import State, new_call
 
@@ -604,3 +606,27 @@ def test_what_is_wrong_with_the_settings_is_told_by_the_exit_code_where_no_word_
     argv = [sys.executable, "-m", "efm_lb", "status", f"--env-file={tmp_path}/none"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(argv, stderr=full, check=False).returncode == 78
+
+
+def test_a_balancer_in_maintenance_is_left_alone(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pool1": Outcome.changed("attached"), "pool2": Outcome.changed("attached")}
+    maintenance.write(
+        str(world.state_dir), "efm", [Maintenance("pool1", time.time() + 600, time.time(), "", "upgrade")]
+    )
+    code, lines = run("attach", "db2", "s")
+    assert code == 0
+    assert len(world.events) == 1
+    assert lines[1].startswith("pool1: deferred in 0.00 s: pool1 is in maintenance until ")
+    assert lines[1].endswith("(upgrade)")
+    assert lines[2].startswith("pool2: changed")
+
+
+@pytest.mark.parametrize("name", ["pool1", "db2"])
+def test_a_promotion_counts_in_maintenance_too_and_says_so(world: World, run: Run, name: str) -> None:
+    maintenance.write(str(world.state_dir), "efm", [Maintenance(name, time.time() + 600, time.time())])
+    code, lines = run("attach", "db2", "p")
+    assert code == 0
+    assert world.events == [Promote(DB2, FAILED_OVER)]
+    assert lines[-1].startswith(f"note: {name} is in maintenance until ")
+    assert lines[-1].endswith("all the same")

@@ -50,6 +50,9 @@ Type = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and touch nothing.")]
 config = typer.Typer(no_args_is_help=True, help="The settings of a cluster.")
 app.add_typer(config, name="config")
+maintenance = typer.Typer(no_args_is_help=True, help="Nodes and balancers that are left alone for a time.")
+app.add_typer(maintenance, name="maintenance")
+Name = Annotated[str, typer.Argument(help="A node or a balancer.", metavar="NAME")]
 
 
 @app.callback()
@@ -133,6 +136,22 @@ def plan(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False)
     raise typer.Exit(plan(settings_of(cluster, env_file, os.environ)[0], json))
 
 
+@app.command("reconcile")
+def reconcile(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until it is told to end: a service.")] = False,
+    custom_monitor: Annotated[
+        bool, typer.Option("--custom-monitor", help="For script.custom.monitor of EFM: the exit code is always 0.")
+    ] = False,
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+) -> None:
+    """Bring every balancer in line with the databases, without a call."""
+    from efm_lb.reconcile.service import main
+
+    flags = [*(["--watch"] if watch else []), *(["--custom-monitor"] if custom_monitor else [])]
+    raise typer.Exit(main([*flags, f"--cluster={cluster}", *([f"--env-file={env_file}"] if env_file else [])]))
+
+
 @app.command("check")
 def check(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
     """Look for what will go wrong on the day: settings, files, logins, balancers; nothing is changed."""
@@ -172,6 +191,36 @@ def rehearse(
 
     names = [name.strip() for name in balancers.split(",")] if balancers else []
     raise typer.Exit(rehearse(scenario or (), order, names, keep, json))
+
+
+@maintenance.command("set")
+def maintenance_set(
+    name: Name,
+    span: Annotated[str, typer.Option("--for", help="How long, such as 30m, 2h or 1d.", metavar="TIME")] = "4h",
+    reason: Annotated[str, typer.Option("--reason", help="Why, for those who look.")] = "",
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+) -> None:
+    """Leave it alone: nothing but a promotion changes it, and a detach of the node."""
+    from efm_lb.commands.maintenance import set_
+
+    raise typer.Exit(set_(settings_of(cluster, env_file, os.environ)[0], name, span, reason))
+
+
+@maintenance.command("clear")
+def maintenance_clear(name: Name, cluster: Cluster = "efm", env_file: EnvFile = None) -> None:
+    """Stop leaving it alone."""
+    from efm_lb.commands.maintenance import clear
+
+    raise typer.Exit(clear(settings_of(cluster, env_file, os.environ)[0], name))
+
+
+@maintenance.command("list")
+def maintenance_list(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
+    """What is left alone, until when, and why."""
+    from efm_lb.commands.maintenance import show
+
+    raise typer.Exit(show(settings_of(cluster, env_file, os.environ)[0], json))
 
 
 @config.command("show")

@@ -9,7 +9,7 @@ from efm_lb.commands.observe import no_primary, observe, untold
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
-from efm_lb.reconcile import differences
+from efm_lb.reconcile.differences import differences
 from efm_lb.views import View
 
 __all__ = ["plan"]

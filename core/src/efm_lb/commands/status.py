@@ -8,7 +8,8 @@ from efm_lb.commands.observe import Observation, no_primary, observe, untold
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
-from efm_lb.reconcile import disagreement
+from efm_lb.maintenance import Maintenance, in_force
+from efm_lb.reconcile.differences import disagreement
 from efm_lb.truth import NodeState
 from efm_lb.views import View
 
@@ -24,10 +25,13 @@ def status(configuration: Configuration, as_json: bool) -> int:
     """
     seen = observe(configuration)
     problems = _problems(seen)
+    alone = in_force(configuration.state_dir, configuration.cluster)
     if as_json:
-        print(json.dumps(_document(configuration, seen, problems), indent=2))
+        print(json.dumps(_document(configuration, seen, problems, alone), indent=2))
     else:
         _print(seen, problems)
+        for each in alone:
+            print(f"{each}")
     return EX_TEMPFAIL if problems else EX_OK
 
 
@@ -73,7 +77,9 @@ def _print(seen: Observation, problems: list[str]) -> None:
         print(f"! {problem}")
 
 
-def _document(configuration: Configuration, seen: Observation, problems: list[str]) -> dict[str, object]:
+def _document(
+    configuration: Configuration, seen: Observation, problems: list[str], alone: tuple[Maintenance, ...]
+) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "cluster": configuration.cluster,
@@ -103,5 +109,6 @@ def _document(configuration: Configuration, seen: Observation, problems: list[st
             }
             for name, answer in seen.views.items()
         },
+        "maintenance": [each._asdict() for each in alone],
         "problems": problems,
     }

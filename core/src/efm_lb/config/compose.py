@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from efm_lb.balancers import Balancer
 from efm_lb.config.adapters import ask, in_common, read
 from efm_lb.config.coerce import text_of
-from efm_lb.config.model import DELIMITER, Settings, nested
+from efm_lb.config.model import DELIMITER, GROUPS, Settings, nested
 from efm_lb.config.names import (
     ADAPTER,
     BALANCERS,
@@ -23,7 +23,7 @@ from efm_lb.config.names import (
 )
 from efm_lb.config.nodes import parse_nodes
 from efm_lb.config.variables import Variable, collect
-from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
+from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary, Reconcile
 from efm_lb.errors import SettingsError
 from efm_lb.outcomes import PermanentError
 from efm_lb.plugins import PATIENCE, Installed, discover
@@ -130,6 +130,7 @@ def compose(sources: Sources) -> Loaded:
         DetachLivePrimary(settings.detach_live_primary),
         tuple(ready),
         tuple(adapter.source for _, adapter in used),
+        Reconcile(**{**settings.reconcile.model_dump(), "majority": settings.reconcile.majority == "on"}),
     )
     failures = {name: adapter.failure for name, adapter in used if adapter.failure}
     files = {path: changed for _, adapter in used for path, changed in adapter.files.items()}
@@ -145,7 +146,8 @@ def _own_settings(variables: Mapping[str, Variable], problems: list[str]) -> tup
         problems += [problem for detail in error.errors() for problem in _own_problems(detail, variables)]
         return None, []
     flat = settings.model_dump()
-    flat |= {f"probe{DELIMITER}{key}": value for key, value in flat.pop("probe").items()}
+    for group in GROUPS:
+        flat |= {f"{group}{DELIMITER}{key}": value for key, value in flat.pop(group).items()}
     values = []
     for name in own():
         value = flat[name.removeprefix(PREFIX).lower()]
@@ -166,6 +168,7 @@ def _own_problems(detail: ErrorDetails, variables: Mapping[str, Variable]) -> li
     messages = {
         "float_parsing": f"{text!r} is not a number",
         "finite_number": f"{text!r} is not a number",
+        "greater_than_equal": f"{text!r} is less than {context.get('ge', 0):g}",
         "greater_than": f"{text!r} is not greater than {context.get('gt', 0):g}",
         "less_than_equal": f"{text!r} is more than {context.get('le', 0):g}",
         "literal_error": f"{text!r} is none of {context.get('expected')}",

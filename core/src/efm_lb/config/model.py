@@ -12,9 +12,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from efm_lb.config.nodes import parse_nodes
 from efm_lb.sources import DEFAULT_STATE_DIR, PREFIX
 
-__all__ = ["DELIMITER", "Probe", "Settings", "nested"]
+__all__ = ["DELIMITER", "GROUPS", "Probe", "Reconcile", "Settings", "nested"]
 
 DELIMITER = "__"
+GROUPS = ("probe", "reconcile")
+"""Settings that are groups of settings, each with a model of the same name."""
 
 
 def _nodes(text: str) -> str:
@@ -44,6 +46,23 @@ class Probe(BaseModel):
     sslkey: AbsolutePath | None = Field(default=None, description="File with the client's key.")
 
 
+class Reconcile(BaseModel):
+    """How `efm-lb reconcile` behaves."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    period: Seconds = Field(default=5, description="Seconds between two looks at the balancers.")
+    settle: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        default=2, description="Seconds that belong to EFM's own calls after a node has changed."
+    )
+    hold: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        default=60, description="Seconds that a standby stays out which somebody has taken out while it is up."
+    )
+    majority: Literal["on", "off"] = Field(
+        default="on", description="Whether a host that reaches half of three or more nodes, or less, changes nothing."
+    )
+
+
 class Settings(BaseSettings):
     """The settings of one cluster."""
 
@@ -71,6 +90,7 @@ class Settings(BaseSettings):
         description="What a detach does that would take the service down, the node being the only writable primary:"
         " wait for a promotion and judge again, do it, or refuse.",
     )
+    reconcile: Reconcile = Field(default_factory=Reconcile)
     balancers: dict[str, dict[str, str]] = Field(
         description="The balancers, by name. EFM_LB_BALANCERS__<NAME>__ADAPTER says which adapter speaks to it;"
         " the other settings are the adapter's."

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from efm_lb.config.adapters import ask
 from efm_lb.config.coerce import text_of
-from efm_lb.config.model import DELIMITER, Settings
+from efm_lb.config.model import DELIMITER, GROUPS, Settings
 from efm_lb.config.names import ADAPTER, BALANCERS, HOST_SSH, HOST_SSH_SCHEMA
 from efm_lb.plugins import Installed
 from efm_lb.sources import PREFIX
@@ -41,10 +41,12 @@ def composed(installed: Installed) -> dict[str, Any]:
     schema = Settings.model_json_schema()
     definitions = schema.pop("$defs")
     own = schema["properties"]
-    own["probe"] = definitions["Probe"]
+    own |= {group: definitions[group.capitalize()] for group in GROUPS}
     _name(own, PREFIX)
-    _name(own["probe"]["properties"], f"{PREFIX}PROBE{DELIMITER}")
-    del own["probe"][VARIABLE], own["balancers"][VARIABLE]
+    for group in GROUPS:
+        _name(own[group]["properties"], f"{PREFIX}{group.upper()}{DELIMITER}")
+    for group in (*GROUPS, "balancers"):
+        del own[group][VARIABLE]
     adapters = dict(_adapters(installed))
     own["balancers"] |= {
         "minProperties": 1,
@@ -60,7 +62,9 @@ def entries(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Entry]]]:
 
     :return: pairs of a title (empty for efm-lb's own, else the adapter's name) and the variables
     """
-    own = {**schema["properties"], **schema["properties"]["probe"]["properties"]}
+    own = dict(schema["properties"])
+    for group in GROUPS:
+        own |= own[group]["properties"]
     yield "", list(_entries(own, schema["required"]))
     for name, adapter in schema["$defs"].items():
         yield name.removeprefix("adapter-"), list(_entries(adapter["properties"], adapter["required"]))

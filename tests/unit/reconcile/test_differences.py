@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efm_lb import Attach, Detach, Node, NodeState, NodeView, Promote, Reach, Role, Truth, View
-from efm_lb.reconcile import differences, disagreement
+from efm_lb.reconcile.differences import differences, disagreement
 
 NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 STATES = {

@@ -1,0 +1,111 @@
+"""``efm-lb maintenance``: take a node or a balancer into one's own hands, for a time."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+
+from efm_lb import maintenance
+from efm_lb.commands.tables import print_table
+from efm_lb.configuration import Configuration
+from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError
+from efm_lb.maintenance import Maintenance
+
+__all__ = ["clear", "seconds_of", "set_", "show"]
+
+SCHEMA = "efm-lb/maintenance/v1"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 30 * 86400
+
+
+def set_(configuration: Configuration, name: str, span: str, reason: str) -> int:
+    """Leave a node or a balancer alone from now on.
+
+    :param span: how long, such as ``2h``
+    :raises UnknownNodeError: there is neither a node nor a balancer of this name
+    :raises CallError: ``span`` makes no sense
+    """
+    now = time.time()
+    until = now + seconds_of(span)
+    entry = Maintenance(_known(configuration, name), until, now, _user(), reason)
+    _write(configuration, [*_others(configuration, entry.name), entry])
+    print(f"{entry}. On this host: set it on each host where efm-lb reconcile runs.")
+    return EX_OK
+
+
+def clear(configuration: Configuration, name: str) -> int:
+    """Stop leaving it alone.
+
+    :raises UnknownNodeError: it is not in maintenance
+    """
+    others = _others(configuration, name)
+    if len(others) == len(_now(configuration)):
+        raise UnknownNodeError(f"{name} is not in maintenance on this host")
+    _write(configuration, others)
+    print(f"{name} is no longer in maintenance on this host")
+    return EX_OK
+
+
+def show(configuration: Configuration, as_json: bool) -> int:
+    """Print what is in maintenance."""
+    entries = _now(configuration)
+    if as_json:
+        document = {"schema": SCHEMA, "cluster": configuration.cluster, "entries": [each._asdict() for each in entries]}
+        print(json.dumps(document, indent=2))
+    elif not entries:
+        print("nothing is in maintenance on this host")
+    else:
+        rows = [[each.name, _clock(each.since), _clock(each.until), each.by, each.reason] for each in entries]
+        print_table(["name", "since", "until", "by", "reason"], rows)
+    return EX_OK
+
+
+def seconds_of(span: str) -> float:
+    """``90s``, ``30m``, ``2h`` or ``1d`` in seconds.
+
+    :raises CallError: it is none of these, or longer than 30 days
+    """
+    number, unit = span[:-1], span[-1:]
+    if unit not in _UNITS or not number.isdecimal() or not 0 < int(number) * _UNITS[unit] <= _LONGEST:
+        raise CallError(f"--for {span}: expected a number and s, m, h or d, such as 2h; at most 30d")
+    return float(int(number) * _UNITS[unit])
+
+
+def _known(configuration: Configuration, name: str) -> str:
+    node = configuration.node(name)
+    if node:
+        return node.name
+    balancers = [balancer.name for balancer in configuration.balancers]
+    if name.lower() in balancers:
+        return name.lower()
+    known = ", ".join([*(node.name for node in configuration.nodes), *balancers])
+    raise UnknownNodeError(f"{name} is neither a node nor a balancer of cluster {configuration.cluster} ({known})")
+
+
+def _now(configuration: Configuration) -> tuple[Maintenance, ...]:
+    return maintenance.in_force(configuration.state_dir, configuration.cluster)
+
+
+def _others(configuration: Configuration, name: str) -> list[Maintenance]:
+    return [each for each in _now(configuration) if each.name != name]
+
+
+def _write(configuration: Configuration, entries: list[Maintenance]) -> None:
+    try:
+        maintenance.write(configuration.state_dir, configuration.cluster, entries)
+    except OSError as error:
+        raise NotReadableError(
+            f"{configuration.state_dir} cannot be written: {error.strerror}: do it as EFM's user"
+        ) from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

@@ -1,0 +1,217 @@
+"""One round: look at the databases and the balancers, and send what is wanted now."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from efm_lb import lock
+from efm_lb.configuration import Configuration
+from efm_lb.dispatch import Answer, Dispatcher
+from efm_lb.events import Attach, Detach, Event, Promote
+from efm_lb.follow_up import ATTEMPT
+from efm_lb.journal import Journal
+from efm_lb.maintenance import in_force
+from efm_lb.outcomes import Outcome, Result
+from efm_lb.reconcile.differences import disagreement
+from efm_lb.reconcile.restraint import Restraint, Sight, Verdict
+from efm_lb.reconcile.vigil import Vigil
+from efm_lb.state import State, new_call
+from efm_lb.truth import Truth
+from efm_lb.views import View
+
+__all__ = ["Round", "Rounds"]
+
+_ORDER = (Promote, Detach, Attach)
+"""Writes first, then what cannot serve, then what can."""
+_REFRESH = 0.5
+"""Seconds that a node has to say once more what it said, before anything is done about it."""
+_AGAIN = 0.5
+"""Seconds until the next look when a call of EFM's was in the way."""
+
+
+class Round(NamedTuple):
+    """What came of one round.
+
+    :param lines: for a person: what was done, what is wrong, and what waits for what
+    :param outcomes: of what was sent, by balancer
+    :param is_right: every balancer agrees with the databases, or is left alone on purpose
+    :param next_look: when something that waits is due, by ``time.monotonic()``; infinite when nothing is
+    """
+
+    lines: tuple[str, ...]
+    outcomes: Mapping[str, Outcome]
+    is_right: bool
+    next_look: float
+
+
+class Rounds:
+    """Rounds about one cluster, by one process.
+
+    :param vigil: who asks the databases
+    """
+
+    def __init__(self, configuration: Configuration, vigil: Vigil) -> None:
+        self._configuration = configuration
+        self._vigil = vigil
+        self._state = State(configuration.state_dir, configuration.cluster)
+        self._restraint = Restraint(configuration.reconcile)
+        self._dispatcher = Dispatcher(configuration)
+        self._journalled: dict[tuple[str, str, str], str] = {}
+
+    def play(self, patience: float) -> Round:
+        """Play one round.
+
+        :param patience: seconds to wait for a call of EFM's that is at work
+        """
+        in_maintenance = [each.name for each in in_force(self._configuration.state_dir, self._configuration.cluster)]
+        sight = self._sight()
+        views = self._views()
+        now = time.monotonic()
+        verdicts = {
+            name: self._restraint.judge(name, sight, _view(answer), now, in_maintenance)
+            for name, answer in views.items()
+        }
+        waits = [held.until for verdict in verdicts.values() for held in verdict.held]
+        wanted = {name: verdict.events for name, verdict in verdicts.items() if verdict.events}
+        done: dict[str, list[tuple[Event, Outcome]]] = {}
+        lines: list[str] = []
+        if wanted:
+            held, lines = self._turn(patience)
+            try:
+                if held is None or not self._is_still(sight):
+                    waits.append(time.monotonic() + _AGAIN)  # EFM has called about it, or is about to
+                else:
+                    done = self._send(wanted, sight.truth)
+            finally:
+                if held:
+                    os.close(held)
+        for name, sent in done.items():
+            last = sent[-1][1]
+            self._restraint.sent(name, not last.failed, time.monotonic())
+            waits += [time.monotonic() + last.again_after] if last.again_after is not None else []
+            lines += [
+                f"{name}: {_words(event)}: {one.result.value}: {one.detail}"
+                for event, one in sent
+                if one.result is not Result.UNCHANGED
+            ]
+        outcomes = {name: sent[-1][1] for name, sent in done.items()}
+        lines += _unsolved(sight, views, verdicts, outcomes)
+        is_right = _is_right(sight, views, verdicts, outcomes)
+        return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf")))
+
+    def _turn(self, patience: float) -> tuple[int | None, list[str]]:
+        """The lock of this host's calls: its descriptor, 0 when there is none to be had, None when a call holds it."""
+        path = f"{self._configuration.state_dir}/{self._configuration.cluster}.lock"
+        try:
+            return lock.acquire(path, patience), []
+        except TimeoutError:
+            return None, ["waits for a call of EFM's that is at work"]
+        except OSError as error:
+            return 0, [f"no lock: {error.filename}: {error.strerror}"]
+
+    def _is_still(self, sight: Sight) -> bool:
+        """Whether the databases, asked anew, say what they said."""
+        self._vigil.refresh(_REFRESH)
+        return _said(self._sight().truth) == _said(sight.truth)
+
+    def _sight(self) -> Sight:
+        sight = self._vigil.sight(self._state.timeline)
+        self._state.remember(sight.truth)
+        return sight
+
+    def _views(self) -> dict[str, Answer]:
+        deadline = time.monotonic() + min(self._configuration.connect_timeout + 1, self._configuration.deadline)
+        return self._dispatcher.views(self._configuration.nodes, deadline)
+
+    def _send(self, wanted: Mapping[str, Sequence[Event]], truth: Truth) -> dict[str, list[tuple[Event, Outcome]]]:
+        """Send each event to all balancers that need it at once; what fails at a balancer is the last one for it."""
+        deadline = time.monotonic() + min(self._configuration.deadline, ATTEMPT)
+        done: dict[str, list[tuple[Event, Outcome]]] = {name: [] for name in wanted}
+        distinct = dict.fromkeys(event for events in wanted.values() for event in events)
+        for event in sorted(distinct, key=lambda event: _ORDER.index(type(event))):
+            names = [
+                name
+                for name, events in wanted.items()
+                if event in events and not (done[name] and done[name][-1][1].failed)
+            ]
+            if not names:
+                continue
+            outcomes = self._dispatcher.among(names).send(event, deadline)
+            for outcome in outcomes:
+                done[outcome.balancer].append((event, outcome))
+            self._record(event, truth, outcomes)
+        return {name: sent for name, sent in done.items() if sent}
+
+    def _record(self, event: Event, truth: Truth, outcomes: Iterable[Outcome]) -> None:
+        """Journal what is new: a balancer that fails the same way for hours fills no journal."""
+        fresh = []
+        for outcome in outcomes:
+            key = (outcome.balancer, type(event).__name__, event.node.name)
+            is_new = self._journalled.get(key) != outcome.detail
+            self._journalled[key] = outcome.detail
+            if is_new or outcome.result is Result.CHANGED:
+                fresh.append(outcome)
+        if not fresh:
+            return
+        configuration = self._configuration
+        journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
+        journal.record("call", kind="reconcile", host=event.node.name, type=None, follow_up=False)
+        journal.record(
+            "decision",
+            verdict="act",
+            reason=f"{_words(event)}: a balancer disagrees with the databases",
+            truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
+        )
+        failed = any(outcome.failed for outcome in fresh)
+        journal.record(
+            "outcome",
+            exit_code=75 if failed else 0,
+            outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in fresh},
+        )
+
+
+def _view(answer: Answer) -> View | None:
+    return answer.value if isinstance(answer.value, View) else None
+
+
+def _said(truth: Truth) -> list[tuple[object, ...]]:
+    return [state[1:4] for state in truth.states]
+
+
+def _words(event: Event) -> str:
+    return f"{type(event).__name__.lower()} {event.node.name}"
+
+
+def _unsolved(
+    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Verdict], outcomes: Mapping[str, Outcome]
+) -> list[str]:
+    """What is wrong and was not acted on, and why."""
+    lines = []
+    if len(sight.truth.primaries) > 1:
+        names = " and ".join(node.name for node in sight.truth.primaries)
+        lines.append(f"more than one writable primary ({names}): stop the wrong one; nothing is moved until then")
+    for name, answer in views.items():
+        if answer.failure:
+            lines.append(f"{name}: {answer.failure.detail}")
+        lines += [f"{name}: {_words(held.event)} waits: {held.why}" for held in verdicts[name].held]
+        view = _view(answer)
+        if view and name not in outcomes and not verdicts[name].held:
+            lines += [f"{name}: {node} {what}" for node, what in disagreement(sight.truth, view).items()]
+    return lines
+
+
+def _is_right(
+    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Verdict], outcomes: Mapping[str, Outcome]
+) -> bool:
+    for name, answer in views.items():
+        outcome = outcomes.get(name)
+        if answer.failure or (outcome and outcome.result not in (Result.CHANGED, Result.UNCHANGED)):
+            return False
+        if verdicts[name].events and not outcome:
+            return False
+        if any(held.until != float("inf") for held in verdicts[name].held):
+            return False
+    return bool(sight.truth.primary)

@@ -1,0 +1,147 @@
+"""``efm-lb reconcile``: once, for EFM's ``script.custom.monitor``, or as a service that goes on until it is ended.
+
+The service comes here without typer and with the compiled plan, so that it holds no validator in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from efm_lb import compiled, signals
+from efm_lb.command_line import valued
+from efm_lb.configuration import Configuration
+from efm_lb.errors import EX_OK, EX_TEMPFAIL, CallError, EfmLbError, NotInstalledError
+from efm_lb.libpq import LibpqNotFoundError
+from efm_lb.reconcile.rounds import Round, Rounds
+from efm_lb.reconcile.vigil import Vigil
+from efm_lb.settings import settings_of
+from efm_lb.signals import Terminated
+from efm_lb.sources import gather
+
+__all__ = ["Arguments", "main", "parse"]
+
+_ROUNDS = 10
+"""Rounds that a single reconcile takes at most: what it waits for may be due soon."""
+
+
+class Arguments(NamedTuple):
+    """The command line.
+
+    :param watch: go on until a signal comes
+    :param custom_monitor: for EFM, which takes any other exit code than 0 for a failed database
+    """
+
+    cluster: str = "efm"
+    env_file: str | None = None
+    watch: bool = False
+    custom_monitor: bool = False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Bring every balancer in line with the databases.
+
+    :param argv: the command line without the program's name and without ``reconcile``
+    :return: 0 when every balancer is right or rightly left alone, 75 when not; see `efm_lb.errors` for the others
+    """
+    is_monitor = "--custom-monitor" in argv
+    try:
+        signals.raise_terminated()
+        code = run(parse(argv), os.environ)
+    except EfmLbError as error:
+        for message in error.messages:
+            _say(f"efm-lb reconcile: {message}")
+        code = error.exit_code
+    except Terminated:
+        code = EX_OK if "--watch" in argv else EX_TEMPFAIL
+    return EX_OK if is_monitor else code
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read ``[--watch | --custom-monitor] [--cluster NAME] [--env-file FILE]``.
+
+    :raises CallError: there is something else
+    """
+    rest, options = valued(argv, ("--cluster", "--env-file"))
+    flags = {"--watch", "--custom-monitor"}
+    for word in rest:
+        if word not in flags:
+            raise CallError(f"efm-lb reconcile [--watch | --custom-monitor]: what is {word!r}?")
+    if flags.issubset(rest):
+        raise CallError("--custom-monitor looks once, --watch goes on: choose one")
+    return Arguments(
+        options.get("--cluster", "efm"), options.get("--env-file"), "--watch" in rest, "--custom-monitor" in rest
+    )
+
+
+def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
+    """Raises as `efm_lb.settings.settings_of`, and `Terminated`."""
+    configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
+    if arguments.watch and stale and _is_fresh(arguments, environ):
+        _start_anew()  # without what the slow way has imported
+    try:
+        vigil = Vigil(configuration.nodes, configuration.probe, configuration.connect_timeout)
+    except LibpqNotFoundError as error:
+        raise NotInstalledError(str(error)) from None
+    rounds = Rounds(configuration, vigil)
+    if arguments.watch:
+        _watch(configuration, arguments, environ, vigil, rounds)
+    return _once(configuration, rounds)
+
+
+def _once(configuration: Configuration, rounds: Rounds) -> int:
+    """Play rounds until everything is right, or what is left does not become right within the deadline."""
+    until = time.monotonic() + configuration.deadline
+    said: list[str] = []
+    for _ in range(_ROUNDS):
+        done = rounds.play(max(0.0, until - time.monotonic()))
+        said += [line for line in done.lines if line not in said]
+        if done.is_right or done.next_look > until:
+            break
+        time.sleep(max(0.0, done.next_look - time.monotonic()))
+    for line in said or ["everything is right"]:
+        _say(line)
+    return EX_OK if done.is_right else EX_TEMPFAIL
+
+
+def _watch(
+    configuration: Configuration, arguments: Arguments, environ: Mapping[str, str], vigil: Vigil, rounds: Rounds
+) -> None:
+    before: tuple[str, ...] = ()
+    while True:
+        if not _is_fresh(arguments, environ):
+            _say("the settings have changed: starting anew")
+            _start_anew()
+        began = time.monotonic()
+        done = rounds.play(0.0)
+        for line in done.lines:
+            if line not in before:
+                _say(line)
+        if before and not done.lines:
+            _say("everything is right again")
+        before = done.lines
+        _rest(vigil, done, began + configuration.reconcile.period)
+
+
+def _rest(vigil: Vigil, done: Round, next_period: float) -> None:
+    """Until something is due, or a database says something new."""
+    until = min(next_period, done.next_look)
+    vigil.wait(max(until, time.monotonic() + 0.05))
+
+
+def _is_fresh(arguments: Arguments, environ: Mapping[str, str]) -> bool:
+    return not isinstance(compiled.read(gather(arguments.cluster, arguments.env_file, environ)), compiled.Stale)
+
+
+def _start_anew() -> None:
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError:
+        return

@@ -1,0 +1,39 @@
+"""The systemd units that are shipped."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efm_lb.reconcile.service import Arguments, parse
+
+UNITS = Path(__file__).parents[2] / "systemd"
+COMMAND = "/opt/efm-lb/bin/efm-lb"
+
+
+def command_lines() -> list[list[str]]:
+    lines = [line for unit in sorted(UNITS.glob("*.service")) for line in unit.read_text().splitlines()]
+    return [line.removeprefix("ExecStart=").split() for line in lines if line.startswith("ExecStart=")]
+
+
+def test_their_commands_are_those_of_efm_lb() -> None:
+    once, watch = ([word.replace("%i", "acctg") for word in words] for words in command_lines())
+    assert once[:2] == watch[:2] == [COMMAND, "reconcile"]
+    assert parse(once[2:]) == Arguments(cluster="acctg")
+    assert parse(watch[2:]) == Arguments(cluster="acctg", watch=True)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_understands_them(tmp_path: Path) -> None:
+    for unit in UNITS.iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace(COMMAND, sys.executable))
+    units = [str(unit) for unit in sorted(tmp_path.iterdir())]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "efm-lb" not in done.stderr, done.stderr
+    assert len(units) == 3

@@ -1,0 +1,57 @@
+"""Nodes and balancers that an operator has taken into his own hands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efm_lb.commands.maintenance import seconds_of
+from efm_lb.errors import CallError
+from efm_lb.maintenance import Maintenance, in_force, write
+
+DB2 = Maintenance("db2", 2000.0, 1000.0, "anna", "new disk")
+POOL = Maintenance("pool1", 3000.0, 1000.0)
+
+
+def test_what_is_written_is_in_force_until_its_time_is_over(tmp_path: Path) -> None:
+    write(str(tmp_path), "efm", [POOL, DB2])
+    assert in_force(str(tmp_path), "efm", 1500.0) == (DB2, POOL)
+    assert in_force(str(tmp_path), "efm", 2500.0) == (POOL,)
+    assert in_force(str(tmp_path), "efm", 3500.0) == ()
+    assert in_force(str(tmp_path), "other", 1500.0) == ()
+
+
+@given(st.text(), st.text())
+def test_no_text_of_a_person_is_taken_for_another_entry(by: str, reason: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        write(directory, "efm", [DB2._replace(by=by, reason=reason), POOL])
+        assert [each.name for each in in_force(directory, "efm", 1500.0)] == ["db2", "pool1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"db2\n", b"db2\tx\ty\tz\tw\n", b"\xff\xfe\n", b"db2\tnan\t0\t\t\n"])
+def test_a_line_that_makes_no_sense_means_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "efm.maintenance").write_bytes(content)
+    assert in_force(str(tmp_path), "efm", 1500.0) == ()
+
+
+def test_a_directory_in_its_place_means_nothing(tmp_path: Path) -> None:
+    (tmp_path / "efm.maintenance").mkdir()
+    assert in_force(str(tmp_path), "efm", 1500.0) == ()
+
+
+@pytest.mark.parametrize(
+    ("span", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400), ("30d", 2592000)]
+)
+def test_spans(span: str, seconds: int) -> None:
+    assert seconds_of(span) == seconds
+
+
+@pytest.mark.parametrize("span", ["", "2", "h", "2w", "-2h", "0h", "31d", "2.5h", "2 h", "²h", "9" * 30 + "d"])
+def test_spans_that_make_no_sense(span: str) -> None:
+    with pytest.raises(CallError, match=r"--for .*: expected a number and s, m, h or d"):
+        seconds_of(span)

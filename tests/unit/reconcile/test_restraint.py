@@ -1,0 +1,154 @@
+"""Which differences are acted on now, look after look, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from efm_lb import Attach, Detach, Promote
+from efm_lb.configuration import Reconcile
+from efm_lb.reconcile.restraint import Restraint, Sight, Verdict
+from unit.reconcile.test_differences import NODES, truth, view
+
+DB1, DB2, DB3 = NODES
+POLICY = Reconcile(period=5.0, settle=2.0, hold=60.0)
+
+
+class Watch:
+    """Looks at one balancer, ``watch(10.0, "Pss", "Waa")``; a database's state is as old as its letter is the same."""
+
+    def __init__(self, policy: Reconcile = POLICY) -> None:
+        self.restraint = Restraint(policy)
+        self._letters = ""
+        self._since = dict.fromkeys(NODES, -1000.0)
+
+    def __call__(self, now: float, databases: str, belief: str | None, maintenance: tuple[str, ...] = ()) -> Verdict:
+        for node, before, letter in zip(NODES, self._letters or databases, databases, strict=True):
+            if before != letter:
+                self._since[node] = now
+        self._letters = databases
+        sight = Sight(truth(databases), dict(self._since))
+        return self.restraint.judge("pool1", sight, view(belief) if belief else None, now, maintenance)
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+def events(verdict: Verdict) -> list[tuple[type, str]]:
+    return [(type(event), event.node.name) for event in verdict.events]
+
+
+def waiting(verdict: Verdict) -> list[str]:
+    return [held.why for held in verdict.held]
+
+
+def test_a_promotion_that_nobody_calls_about_is_acted_on_once_it_has_settled(watch: Watch) -> None:
+    assert watch(0, "Pss", "Waa") == ((), ())
+    watch(10, "xss", "Waa")
+    early = watch(11, "xPs", "Waa")
+    assert early.events == ()
+    assert waiting(early) == ["db2 has just changed: that is for EFM's own call", "first db2 gets the writes"]
+    assert {held.until for held in early.held} == {13}
+    assert watch(12.9, "xPs", "Waa").events == ()
+    assert events(watch(13, "xPs", "Waa")) == [(Promote, "db2"), (Detach, "db1")]
+
+
+def test_what_efm_has_done_in_the_meantime_needs_nothing(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(11, "xPs", "Waa")
+    assert watch(13, "xPs", "dWa") == ((), ())
+
+
+def test_a_balancer_that_comes_back_is_made_right_at_once(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "xPs", None)
+    assert watch(100, "xPs", None) == ((), ())
+    assert events(watch(105, "xPs", "Waa")) == [(Promote, "db2"), (Detach, "db1")]
+
+
+def test_a_standby_that_came_back_without_a_call_is_attached(watch: Watch) -> None:
+    watch(0, "Psx", "Wad")
+    assert watch(50, "Pss", "Wad").events == ()
+    assert events(watch(52, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_a_standby_that_somebody_took_out_while_it_is_up_stays_out_for_a_while(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wad")
+    assert waiting(watch(10, "Pss", "Wad")) == ["db3 was taken out while it was up: somebody wants it so"]
+    assert watch(64, "Pss", "Wad").events == ()
+    assert events(watch(65, "Pss", "Wad")) == [(Attach, "db3")]
+    watch.restraint.sent("pool1", True, 65)
+    watch(70, "Pss", "Waa")
+    watch(80, "Pss", "Wad")
+    assert watch(199, "Pss", "Wad").events == (), "twice as long the second time"
+    assert events(watch(201, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wad")
+    watch(10, "Psx", "Wad")
+    watch(15, "Pss", "Wad")
+    assert events(watch(17, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_standbys_that_a_moving_balancer_threw_out_do_not_stay_out(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "xPs", "dWd")
+    assert events(watch(10, "xPs", "dWd")) == [(Attach, "db3")]
+
+
+def test_a_view_that_has_just_changed_is_work_in_progress(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(10, "xPs", "Waa")
+    changed = watch(13, "xPs", "dWd")
+    assert waiting(changed) == ["somebody else has just changed something there"]
+    assert events(watch(15, "xPs", "dWd")) == [(Attach, "db3")]
+
+
+def test_a_balancer_that_fails_is_left_alone_longer_each_time(watch: Watch) -> None:
+    tries = []
+    for now in range(600):
+        if watch(float(now), "xPs", "Waa").events:
+            tries.append(now)
+            watch.restraint.sent("pool1", False, float(now))
+    assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363, 423, 483, 543]
+    watch(600, "xPs", "dWa")
+    watch(610, "xPP", "dWa")
+    watch(620, "xPs", "Waa")
+    assert watch(622, "xPs", "Waa").events, "and forgiven once it was right"
+
+
+@pytest.mark.parametrize(("databases", "is_enough"), [("-P-", False), ("-Ps", True), ("xP-", True), ("?P-", True)])
+def test_a_host_that_may_be_cut_off_changes_nothing(watch: Watch, databases: str, is_enough: bool) -> None:
+    watch(0, databases, "Waa")
+    verdict = watch(100, databases, "Waa")
+    assert bool(verdict.events) is is_enough
+    if not is_enough:
+        assert set(waiting(verdict)) == {"this host reaches 1 of 3 nodes: it may be what is cut off"}
+
+
+def test_the_majority_is_a_policy() -> None:
+    watch = Watch(POLICY._replace(majority=False))
+    watch(0, "-P-", "Waa")
+    assert events(watch(100, "-P-", "Waa"))[0] == (Promote, "db2")
+
+
+def test_nothing_is_done_about_what_is_in_maintenance(watch: Watch) -> None:
+    out = watch(0, "Pss", "Wad", ("db3",))
+    assert waiting(out) == ["db3 is in maintenance"]
+    assert [held.until for held in out.held] == [float("inf")]
+    assert waiting(watch(5, "Pss", "Wad", ("pool1",))) == ["pool1 is in maintenance"]
+    assert events(watch(10, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_two_primaries_are_for_a_person(watch: Watch) -> None:
+    assert watch(100, "PPs", "Waa") == ((), ())
+
+
+def test_a_node_that_flaps_does_not_keep_writes_from_where_they_belong(watch: Watch) -> None:
+    watch(0, "xPs", "Waa")
+    watch(3, "xPx", "Waa")
+    assert events(watch(4, "xPs", "Waa")) == [(Promote, "db2"), (Detach, "db1")]
