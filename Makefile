@@ -1,9 +1,10 @@
 # make demo    watch efm-lb keep pgpool, HAProxy and PgBouncer right through a switchover and a failover
 # make test    prove it: every test, with the real servers
+# make faults  try to break it, for as long as it takes: kills at every step, every order of calls, networks that fail
 # make check   types, lint, format, architecture
 # make bench   efm-lb and the bash hooks side by side on one cluster
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench packages sshd clean
+.PHONY: help demo test faults check bench packages sshd clean
 .DELETE_ON_ERROR:
 
 VENV   := .venv
@@ -48,6 +49,9 @@ demo: $(VENV)/installed
 
 test: sshd $(VENV)/installed
 	$(PYTHON) -m pytest
+
+faults: sshd $(VENV)/installed
+	$(PYTHON) -m pytest -m "long or not long" tests/faults
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
