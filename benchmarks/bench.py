@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rows import Row
+from services import Services
 
 from efm_lb.errors import EfmLbError
 from efm_lb.rehearsal.cluster import Cluster
@@ -28,6 +29,7 @@ PARTS = {
     Poolers: ("pgbouncer_switchover", "pgbouncer_crash", "pgbouncer_frozen"),
     Proxies: ("haproxy_switch", "haproxy_old_sessions"),
     Estates: ("over_ssh", "twenty_balancers"),
+    Services: ("reconcile_lost_call", "reconcile_return", "reconcile_at_rest"),
 }
 """What can be measured, by the class that does."""
 NAMES = [name for names in PARTS.values() for name in names]

@@ -22,7 +22,7 @@ from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.sshd import Sshd
 
-__all__ = ["Estates"]
+__all__ = ["TWENTY", "Estates", "start_balancers"]
 
 KINDS: tuple[type[Pgpool] | type[Haproxy] | type[Pgbouncer], ...] = (Pgpool, Haproxy, Pgbouncer)
 TWENTY = 20
@@ -82,9 +82,7 @@ class Estates:
         self._cluster.reset()
         with ExitStack() as running:
             self._say("twenty balancers")
-            balancers: list[Balancer] = [
-                running.enter_context(_start(KINDS[number % len(KINDS)], self._cluster)) for number in range(TWENTY)
-            ]
+            balancers = start_balancers(running, self._cluster, TWENTY)
             few = efm_lb_hook(self._cluster, balancers[: len(KINDS)], "bench-three")
             all_ = efm_lb_hook(self._cluster, balancers, "bench-twenty")
             dead = [balancer for balancer in balancers[-3:] if isinstance(balancer, Pgpool | Haproxy)]
@@ -120,6 +118,11 @@ class Estates:
             raise RuntimeError(run.output)
         slowest = max(outcome["seconds"] for outcome in outcomes)
         return float(run.seconds - slowest + max(right))
+
+
+def start_balancers(running: ExitStack, cluster: Cluster, count: int) -> list[Balancer]:
+    """Start ``count`` balancers, of the three kinds in turn."""
+    return [running.enter_context(_start(KINDS[number % len(KINDS)], cluster)) for number in range(count)]
 
 
 def _start(kind: type[Pgpool] | type[Haproxy] | type[Pgbouncer], cluster: Cluster) -> Balancer:
