@@ -55,6 +55,7 @@ class Decision(NamedTuple):
     :param watch: for WAIT, the nodes whose answer may change the decision
     :param hold: for DEFER, the detach that may be about to stop the primary: a balancer that can hold new work back
         without cutting anybody is asked to
+    :param rule: which one of `decide` it was, such as ``R3``; empty when the databases were not asked
     """
 
     verdict: Verdict
@@ -64,6 +65,7 @@ class Decision(NamedTuple):
     shortfall: str = ""
     hold: Detach | None = None
     watch: tuple[Node, ...] = ()
+    rule: str = ""
 
 
 def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
@@ -120,7 +122,7 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     node = call.node
     wants_writes = call.kind is Kind.PROMOTE or call.role is Role.PRIMARY
     if len(truth.primaries) > 1 and (wants_writes or state.reach is Reach.ACCEPTING):
-        return _split_brain(truth)
+        return _split_brain(truth, "R1" if wants_writes or state.role is Role.PRIMARY else "R10")
     if state.role is Role.PRIMARY:
         newer = truth.outdated(node)
         if newer:
@@ -128,24 +130,33 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
                 Verdict.FAIL,
                 f"{node.name} is out of recovery on timeline {state.timeline}, but {newer}:"
                 " an old primary gets no writes",
+                rule="R2",
             )
         if call.role is Role.STANDBY and call.kind is not Kind.PROMOTE:
             return Decision(
                 Verdict.ACT,
                 f"{node.name} is a primary although EFM calls it a standby: attached, writes not moved",
                 Attach(node, truth, call.origin),
+                rule="R5",
             )
         return Decision(
-            Verdict.ACT, f"{node.name} is the primary{_on_timeline(state)}", Promote(node, truth, call.origin)
+            Verdict.ACT,
+            f"{node.name} is the primary{_on_timeline(state)}",
+            Promote(node, truth, call.origin),
+            rule="R3" if wants_writes else "R4",
         )
     if state.role is Role.STANDBY:
         return _attach_standby(call, wants_writes, truth, policy)
     if state.reach is Reach.DENIED:
-        return Decision(Verdict.FAIL, f"{node.name} does not tell its role: {state.detail}")
+        return Decision(Verdict.FAIL, f"{node.name} does not tell its role: {state.detail}", rule="R12")
     if policy.patience:
-        return Decision(Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})", watch=(node,))
+        return Decision(
+            Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})", watch=(node,), rule="R11"
+        )
     return Decision(
-        Verdict.FAIL, f"{node.name} takes no connections ({state.reach.value}), so it was not attached: {state.detail}"
+        Verdict.FAIL,
+        f"{node.name} takes no connections ({state.reach.value}), so it was not attached: {state.detail}",
+        rule="R11",
     )
 
 
@@ -157,15 +168,19 @@ def _attach_standby(call: Call, wants_writes: bool, truth: Truth, policy: Policy
             Verdict.ACT,
             f"{node.name} is a standby although EFM calls it the primary, which is {primary.name}: writes not moved",
             attach,
+            rule="R9",
         )
     may_be_promoted = wants_writes or call.role is None
     if primary or not (may_be_promoted or call.origin is Origin.FOLLOW_UP):
-        return Decision(Verdict.ACT, f"{node.name} is a standby", attach)
+        return Decision(Verdict.ACT, f"{node.name} is a standby", attach, rule="R10")
+    rule = "R6" if wants_writes else "R7" if call.role is None else "R8"
     if policy.patience:
         watch = (node,) if wants_writes else truth.standbys
-        return Decision(Verdict.WAIT, f"{node.name} is still in recovery, and no node is a primary", watch=watch)
+        reason = f"{node.name} is still in recovery, and no node is a primary"
+        return Decision(Verdict.WAIT, reason, watch=watch, rule=rule)
     shortfall = f"{node.name} is still in recovery and no primary was found: writes were not moved"
-    return Decision(Verdict.ACT, f"{node.name} is a standby", attach, shortfall=shortfall if may_be_promoted else "")
+    shortfall = shortfall if may_be_promoted else ""
+    return Decision(Verdict.ACT, f"{node.name} is a standby", attach, shortfall=shortfall, rule=rule)
 
 
 def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decision:
@@ -175,55 +190,57 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if is_again and call.role is Role.PRIMARY and truth.primary not in (None, node):
         return _succession(call, truth, truth.primary)
     if is_again and state.reach is Reach.ACCEPTING:
-        return Decision(Verdict.DEFER, f"{node.name} is up: left in place")
+        return Decision(Verdict.DEFER, f"{node.name} is up: left in place", rule="R14")
     if state.role is Role.PRIMARY:
         if len(truth.primaries) > 1:
-            return _split_brain(truth)
-        return _last_usable(call, truth, policy, f"{node.name} is up and the only primary")
+            return _split_brain(truth, "R1")
+        return _last_usable(call, truth, policy, f"{node.name} is up and the only primary", "R15")
     if state.role is Role.STANDBY:
         if not others_usable:
-            return _last_usable(call, truth, policy, f"{node.name} is the last node that answers")
-        return _take_out(call, truth, f"{node.name} is a standby, and is up")
+            return _last_usable(call, truth, policy, f"{node.name} is the last node that answers", "R16")
+        return _take_out(call, truth, f"{node.name} is a standby, and is up", "R17")
     is_up = state.reach in (Reach.DENIED, Reach.FULL)
     if is_up and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
-        return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})")
+        return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})", "R18")
     if is_up:
-        return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve")
+        return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve", "R19")
     down = f"{node.name} is down ({state.reach.value})"
     is_owed = call.origin is Origin.HOOK and call.role is not Role.STANDBY and not truth.primary
     owed = SUCCESSION if is_owed else None
-    return _take_out(call, truth, down)._replace(again_after=owed)
+    return _take_out(call, truth, down, "R20")._replace(again_after=owed)
 
 
 def _succession(call: Call, truth: Truth, primary: Node) -> Decision:
     what = f"{primary.name} is the primary{_on_timeline(truth.state(primary))}, and {call.node.name} is not"
-    return Decision(Verdict.ACT, what, Promote(primary, truth, call.origin))
+    return Decision(Verdict.ACT, what, Promote(primary, truth, call.origin), rule="R13")
 
 
-def _take_out(call: Call, truth: Truth, reason: str) -> Decision:
-    return Decision(Verdict.ACT, reason, Detach(call.node, truth, call.origin))
+def _take_out(call: Call, truth: Truth, reason: str, rule: str) -> Decision:
+    return Decision(Verdict.ACT, reason, Detach(call.node, truth, call.origin), rule=rule)
 
 
-def _last_usable(call: Call, truth: Truth, policy: Policy, what: str) -> Decision:
+def _last_usable(call: Call, truth: Truth, policy: Policy, what: str, rule: str) -> Decision:
     """A switchover is about to stop this node, or only its agent died: the arguments cannot tell."""
     if policy.detach_live_primary is DetachLivePrimary.OBEY:
         # The operator has said so beforehand, and an adapter holds nothing back from an operator.
         by_policy = call._replace(origin=Origin.OPERATOR)
-        return _take_out(by_policy, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says")
+        return _take_out(by_policy, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says", rule)
     if policy.detach_live_primary is DetachLivePrimary.REFUSE:
-        return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says")
+        return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says", rule=rule)
     owed = None if call.origin is Origin.FOLLOW_UP else GRACE
     # Held only for a call that EFM has just made, and only where writes go to this node: nobody else is about to stop.
     stopping = call.origin is Origin.HOOK and truth.primary == call.node
     hold = Detach(call.node, truth, call.origin) if stopping else None
-    return Decision(Verdict.DEFER, f"{what}: clients stay until another primary is proven", again_after=owed, hold=hold)
+    reason = f"{what}: clients stay until another primary is proven"
+    return Decision(Verdict.DEFER, reason, again_after=owed, hold=hold, rule=rule)
 
 
-def _split_brain(truth: Truth) -> Decision:
+def _split_brain(truth: Truth, rule: str) -> Decision:
     both = " and ".join(
         f"{state.node.name}{_on_timeline(state)}" for state in truth.states if state.role is Role.PRIMARY
     )
-    return Decision(Verdict.FAIL, f"more than one writable primary: {both}; nothing is moved until one is stopped")
+    reason = f"more than one writable primary: {both}; nothing is moved until one is stopped"
+    return Decision(Verdict.FAIL, reason, rule=rule)
 
 
 def _on_timeline(state: NodeState) -> str:

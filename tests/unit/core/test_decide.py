@@ -223,6 +223,46 @@ def test_a_node_that_is_not_of_the_cluster_is_an_error() -> None:
         decide(call("attach", Node("x", "x", 1)), HEALTHY, NOW)
 
 
+AGAIN = Origin.FOLLOW_UP
+FULL, DENIED = truth(down(DB1, Reach.FULL), up(DB2, S)), truth(down(DB1, Reach.DENIED), up(DB2, P))
+LAST = truth(down(DB1), up(DB2, S), down(DB3))
+OLD = truth(up(DB1, P, 1), up(DB2, S, 2))
+
+
+@pytest.mark.parametrize(
+    ("rule", "what", "truth"),
+    [
+        ("R1", call("attach", DB1, S), SPLIT),
+        ("R1", call("attach", DB3, P), SPLIT),
+        ("R1", call("detach", DB1, P), SPLIT),
+        ("R2", call("attach", DB1, S), OLD),
+        ("R3", call("attach", DB2, P), FAILED_OVER),
+        ("R3", call("promote", DB2), FAILED_OVER),
+        ("R4", call("attach", DB2), FAILED_OVER),
+        ("R5", call("attach", DB2, S), FAILED_OVER),
+        ("R6", call("promote", DB2), NO_PRIMARY),
+        ("R7", call("attach", DB2), NO_PRIMARY),
+        ("R8", call("attach", DB2, S, AGAIN), NO_PRIMARY),
+        ("R9", call("attach", DB3, P), FAILED_OVER),
+        ("R10", call("attach", DB3), FAILED_OVER),
+        ("R10", call("attach", DB3, S), SPLIT),
+        ("R11", call("attach", DB1, S), FAILED_OVER),
+        ("R12", call("attach", DB1, S), DENIED),
+        ("R13", call("detach", DB1, P, AGAIN), FAILED_OVER),
+        ("R14", call("detach", DB1, P, AGAIN), HEALTHY),
+        ("R15", call("detach", DB1, S), HEALTHY),
+        ("R16", call("detach", DB2, S), LAST),
+        ("R17", call("detach", DB2, S), HEALTHY),
+        ("R18", call("detach", DB1, P), FULL),
+        ("R19", call("detach", DB1, P), DENIED),
+        ("R20", call("detach", DB1, P), FAILED_OVER),
+    ],
+)
+@pytest.mark.parametrize("policy", [NOW, WAIT, *(Policy(which) for which in DetachLivePrimary)])
+def test_a_decision_names_its_rule(rule: str, what: Call, truth: Truth, policy: Policy) -> None:
+    assert decide(what, truth, policy).rule == rule
+
+
 states = st.one_of(
     st.builds(lambda role, timeline: (Reach.ACCEPTING, role, timeline), st.sampled_from(Role), st.integers(1, 3)),
     st.sampled_from([reach for reach in Reach if reach is not Reach.ACCEPTING]).map(lambda reach: (reach, None, None)),
@@ -247,6 +287,7 @@ def test_never(data: st.DataObject, truth: Truth, policy: Policy) -> None:
     decision = decide(what, truth, policy)
     event = decision.event
     assert decision.reason
+    assert f"\n    {decision.rule} " in (decide.__doc__ or "")
     assert (decision.verdict is Verdict.ACT) == (event is not None)
     if event is not None:
         if what.kind is Kind.DETACH and isinstance(event, Promote):
