@@ -140,6 +140,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
 
     :param patience: seconds that a node which is on its way may be waited for
     """
+    began = time.monotonic()
     name = arguments.call or new_call()
     journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", name)
     journal.record(
@@ -149,42 +150,64 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
         type=arguments.role and arguments.role.value,
         follow_up=arguments.follow_up is not None,
     )
-    call = _call(arguments, configuration)._replace(name=name)
+    try:
+        call = _call(arguments, configuration)._replace(name=name)
+    except UnknownNodeError as error:
+        _break_off(journal, error)
+        raise
     wants_in = call.kind is not Kind.DETACH
     notes: list[str] = []
     turn = _Turn(configuration, notes)
-    if not turn.take():
-        probe.start_over()
     try:
+        if not turn.take():
+            probe.start_over()
         if state.contradicted(call.node, name, wants_in):
             done = "out" if wants_in else "in"
             reason = (
                 f"EFM has called about {call.node.name} again since, and it was taken {done}: the newer call counts"
             )
-            report = Report(str(call), EX_OK, Decision(Verdict.DEFER, reason))
+            decision = Decision(Verdict.DEFER, reason)
+            journal.record("decision", **journals.decided(decision, None))
+            report = Report(str(call), EX_OK, decision)
         else:
             report = _act(call, configuration, journal, state, turn, probe, patience)
             if follow_up.is_carried_out(report):
                 state.note(call.node, name, wants_in)
-    except Terminated:
-        journal.record("outcome", exit_code=EX_TEMPFAIL, notes=["terminated by a signal"])
+    except BaseException as error:
+        _break_off(journal, error)
         raise
     finally:
         turn.give_up()
-    journal.record(
-        "outcome",
-        exit_code=report.exit_code,
-        outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in report.outcomes},
-    )
-    if journal.failure:
-        notes.append(journal.failure)
     owed = follow_up.owed(report)
     if owed is not None and call.origin is Origin.HOOK:
         try:
             follow_up.start(owed, name)
         except OSError as error:
             notes.append(f"will not be judged again: {error}")
+    journal.record(
+        "outcome",
+        exit_code=report.exit_code,
+        seconds=time.monotonic() - began,
+        outcomes=journals.outcomes_of(report.outcomes),
+        again_after=owed,
+        notes=[*report.notes, *notes],
+    )
+    journal.settle(journals.AT_LAST)
+    if journal.failure:
+        notes.append(journal.failure)
     return report._replace(notes=(*report.notes, *notes))
+
+
+def _break_off(journal: journals.Journal, error: BaseException) -> None:
+    """Record that a call ends without having been carried out, and why."""
+    if isinstance(error, Terminated):
+        exit_code, why = EX_TEMPFAIL, ["terminated by a signal"]
+    elif isinstance(error, EfmLbError):
+        exit_code, why = error.exit_code, list(error.messages)
+    else:
+        exit_code, why = EX_SOFTWARE, [f"a bug in efm-lb: {type(error).__name__}: {error}"]
+    journal.record("outcome", exit_code=exit_code, notes=why)
+    journal.settle(journals.AT_LAST)
 
 
 def _call(arguments: Arguments, configuration: Configuration) -> Call:
@@ -240,14 +263,10 @@ def _act(
     if call.origin is Origin.FOLLOW_UP:
         # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
         deadline = time.monotonic() + min(configuration.deadline, follow_up.ATTEMPT)
-    journal.record(
-        "decision",
-        verdict=decision.verdict.value,
-        reason=decision.reason,
-        truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
-    )
+    journal.record("decision", **journals.decided(decision, truth))
     state.remember(truth)
     alone = in_force(configuration.state_dir, configuration.cluster)
+    journal.settle(journals.BEFORE_ACTING)
     if decision.hold:
         # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
         held = dispatcher.hold(decision.hold, deadline)

@@ -60,4 +60,5 @@ def test_two_that_hang_at_import(tmp_path: Path) -> None:
     assert seconds < DEADLINE + 5, "each in its turn takes 10 s more"
     records = [json.loads(line) for line in (tmp_path / "efm.journal").read_text().splitlines()]
     assert [record["record"] for record in records] == ["call", "decision", "outcome"]
-    assert records[2]["outcomes"]["good"] == ["changed", "db1 is out"]
+    good = records[2]["outcomes"]["good"]
+    assert (good["result"], good["detail"]) == ("changed", "db1 is out")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from efm_lb import (
     follow_up,
     hook,
     hookimpl,
+    journal,
     lock,
     maintenance,
     watch,
@@ -553,9 +555,12 @@ def test_a_deferred_detach_asks_to_hold_and_says_what_came_of_it(world: World, r
     assert lines[0].endswith("[defer]")
     assert [line.split(" in ")[0] for line in lines[1:]] == ["pgb1: changed", "pgb2: failed temporarily"]
     assert lines[1].endswith("app waits")
-    assert world.records()[-1]["outcomes"] == {
-        "pgb1": ["changed", "app waits"],
-        "pgb2": ["failed temporarily", "no answer"],
+    assert world.records()[-2]["held"] is True
+    told = world.records()[-1]["outcomes"]
+    assert isinstance(told, dict)
+    assert {name: (each["result"], each["detail"]) for name, each in told.items()} == {
+        "pgb1": ("changed", "app waits"),
+        "pgb2": ("failed temporarily", "no answer"),
     }
     assert [seconds for seconds, _ in world.followed_up] == [5.0], "and it is judged again"
 
@@ -630,3 +635,106 @@ def test_a_promotion_counts_in_maintenance_too_and_says_so(world: World, run: Ru
     assert world.events == [Promote(DB2, FAILED_OVER)]
     assert lines[-1].startswith(f"note: {name} is in maintenance until ")
     assert lines[-1].endswith("all the same")
+
+
+# The journal
+
+
+def test_the_journal_has_what_an_operator_needs(world: World, run: Run) -> None:
+    silent = NodeState(DB1, Reach.NO_RESPONSE, detail="no answer within 2.0 s", seconds=2.0)
+    world.truths = [Truth((silent, state(DB2, Role.STANDBY)))]
+    world.answers = {"pool1": Outcome.deferred("no other primary yet", again_after=3.0)}
+    assert run("detach", "db1", "p")[0] == 0
+    call, decision, outcome = world.records()
+    assert (call["kind"], call["host"], call["type"], call["follow_up"]) == ("detach", "db1", "primary", False)
+    assert (decision["verdict"], decision["rule"], decision["told"]) == ("act", "R20", "detach db1")
+    assert decision["again_after"] == SUCCESSION
+    assert decision["truth"] == {
+        "db1": {
+            "reach": "no response", "role": None, "timeline": None, "detail": "no answer within 2.0 s", "seconds": 2.0
+        },
+        "db2": {"reach": "accepting", "role": "standby", "timeline": 1, "detail": "", "seconds": 0.0},
+    }  # fmt: skip
+    assert (outcome["exit_code"], outcome["again_after"], outcome["notes"]) == (0, 3.0, [])
+    assert isinstance(outcome["seconds"], float)
+    ((name, told),) = dict(outcome["outcomes"]).items()  # type: ignore[call-overload]
+    assert (name, told["result"], told["detail"]) == ("pool1", "deferred", "no other primary yet")
+    assert told["again_after"] == 3.0
+    assert isinstance(told["seconds"], float)
+
+
+def test_a_call_is_in_the_journal_before_a_balancer_is_told(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    append = journal.Journal._append
+
+    def slow(own: journal.Journal, line: bytes, durable: bool) -> None:
+        time.sleep(0.02)
+        append(own, line, durable)
+
+    monkeypatch.setattr(journal.Journal, "_append", slow)
+
+    class Balancers(dict[str, Outcome | Exception]):
+        def __getitem__(self, name: str) -> Outcome | Exception:
+            seen.extend(record["record"] for record in world.records())
+            return super().__getitem__(name)
+
+    world.answers = Balancers(pool1=Outcome.changed("done"))
+    assert run("attach", "db2", "p")[0] == 0
+    assert seen == ["call", "decision"]
+
+
+@pytest.mark.parametrize(("host", "code"), [("db9", 69), ("db2", 75)])
+def test_a_call_that_breaks_off_has_an_outcome(world: World, run: Run, host: str, code: int) -> None:
+    def terminate() -> None:
+        raise Terminated
+
+    world.asked = terminate
+    world.truths = [PROMOTING]
+    assert run("attach", host, "p")[0] == code
+    last = world.records()[-1]
+    assert (last["record"], last["exit_code"]) == ("outcome", code)
+    assert ("terminated" if code == 75 else "is not in EFM_LB_NODES") in str(last["notes"])
+
+
+def test_a_state_directory_that_hangs_costs_the_balancers_a_moment(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thawed = threading.Event()
+    append = journal.Journal._append
+
+    def hang(own: journal.Journal, line: bytes, durable: bool) -> None:
+        thawed.wait(30)
+        append(own, line, durable)
+
+    monkeypatch.setattr(journal.Journal, "_append", hang)
+    began = time.monotonic()
+    code, lines = run("attach", "db2", "p")
+    assert time.monotonic() - began < 15
+    thawed.set()
+    assert (code, len(world.events)) == (0, 1)
+    assert lines[-1] == f"note: not journalled: {world.state_dir}/efm.journal: the disk has not taken it in time"
+
+
+def test_a_follow_up_that_cannot_be_started_is_in_the_journal(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(seconds: float, call: str) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(hook.follow_up, "start", refuse)
+    world.truths = [PROMOTING]
+    _, lines = run("detach", "db1", "p")
+    assert "will not be judged again" in lines[-1]
+    assert "will not be judged again" in str(world.records()[-1]["notes"])
+
+
+def test_a_call_that_a_newer_one_has_overtaken_says_so_in_the_journal(world: World, run: Run) -> None:
+    older = new_call()
+    assert run("attach", "db2", "p")[0] == 0
+    assert run("detach", "db2", "p", "--follow-up", "0.01", "--call", older)[0] == 0
+    call, decision, outcome = world.records()[-3:]
+    assert call["call"] == decision["call"] == outcome["call"] == older
+    assert "the newer call counts" in str(decision["reason"])
+    assert decision["truth"] is None

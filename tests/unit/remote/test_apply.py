@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, __version__, hookimpl, lock
+from efm_lb import Balancer, Node, NodeState, Outcome, Reach, Role, Truth, __version__, history, hookimpl, lock
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.remote import apply, documents
 
@@ -101,6 +101,24 @@ def test_the_slow_way_to_the_settings_is_told(ask: Ask, monkeypatch: pytest.Monk
 def test_what_cannot_be_said_is_a_bug_and_an_answer(ask: Ask, outcome: Outcome) -> None:
     answer = ask("act", outcome)
     assert answer["outcome"]["result"] == "failed by a bug"
+
+
+def test_both_ends_of_what_was_asked_are_in_the_journal(ask: Ask, tmp_path: Path) -> None:
+    ask("act", Outcome.changed("db2 is out"))
+    call, outcome = (record.fields for record in history.read(str(tmp_path / "efm.journal")).records)
+    assert (call["kind"], call["host"], call["balancer"]) == ("act detach", "db2", "odd")
+    assert call["truth"]["db1"]["role"] == "primary"
+    assert outcome["outcomes"]["odd"]["result"] == "changed"
+
+
+def test_what_was_refused_is_in_the_journal(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise apply.Refused("this host has seen timeline 7")
+
+    monkeypatch.setattr(apply, "_fenced", refuse)
+    assert ask("act", Outcome.changed("never"))["outcome"]["result"] == "failed"
+    (_, outcome) = history.read(str(tmp_path / "efm.journal")).records
+    assert outcome.fields["notes"] == ["this host has seen timeline 7"]
 
 
 def test_settings_of_the_environment_are_forgotten(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

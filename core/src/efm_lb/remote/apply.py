@@ -13,11 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from efm_lb import journal as journals
 from efm_lb import lock, signals
 from efm_lb.command_line import valued
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, CallError, EfmLbError
 from efm_lb.events import Detach, Event, Promote
-from efm_lb.journal import Journal
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.remote.documents import (
     Malformed,
@@ -158,7 +158,8 @@ def _do(
     if request.ask == "plan":
         event = _fenced(given["event"], truth, state)
         return _told(dispatcher.plan(event, deadline), "steps", lambda steps: [str(step) for step in steps])
-    journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", request.call)
+    began = time.monotonic()
+    journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", request.call)
     asked: Mapping[str, Any] = given["event"]
     journal.record(
         "call",
@@ -166,16 +167,29 @@ def _do(
         host=asked["node"],
         balancer=request.balancer,
         sender=os.environ.get("SSH_CONNECTION", "").partition(" ")[0],
+        truth=journals.said(truth),
     )
+    journal.settle(journals.BEFORE_ACTING)
     path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
-    held = _turn(path, round((deadline - time.monotonic()) / 2, 1), notes)
+    held = None
     try:
+        held = _turn(path, round((deadline - time.monotonic()) / 2, 1), notes)
         outcome = _act(request, truth, state, dispatcher, deadline)
+    except BaseException as error:
+        why = "terminated by a signal" if isinstance(error, Terminated) else str(error)
+        journal.record("outcome", notes=[*notes, why])
+        journal.settle(journals.AT_LAST)
+        raise
     finally:
         if held is not None:
             os.close(held)
-    result = outcome and [outcome.result.value, outcome.detail]
-    journal.record("outcome", outcomes={request.balancer: result} if result else {})
+    journal.record(
+        "outcome",
+        seconds=time.monotonic() - began,
+        outcomes=journals.outcomes_of((outcome,) if outcome else ()),
+        notes=notes,
+    )
+    journal.settle(journals.AT_LAST)
     if outcome is None:
         return "nothing", None
     if journal.failure:
