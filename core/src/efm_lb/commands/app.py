@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
-from efm_lb.errors import EX_OK, EX_SOFTWARE, EfmLbError
+from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError
 from efm_lb.settings import settings_of
 
 __all__ = ["app", "run"]
@@ -53,6 +53,10 @@ app.add_typer(config, name="config")
 maintenance = typer.Typer(no_args_is_help=True, help="Nodes and balancers that are left alone for a time.")
 app.add_typer(maintenance, name="maintenance")
 Name = Annotated[str, typer.Argument(help="A node or a balancer.", metavar="NAME")]
+history = typer.Typer(
+    invoke_without_command=True, help="The calls of this host: what was decided, and what came of it."
+)
+app.add_typer(history, name="history")
 
 
 @app.callback()
@@ -158,6 +162,58 @@ def check(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False
     from efm_lb.commands.check import check
 
     raise typer.Exit(check(settings_of(cluster, env_file, os.environ)[0], json))
+
+
+@history.callback()
+def history_list(
+    context: typer.Context,
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Such as 30m, 2h, 2d or 2026-11-03T02:30; no limit then.",
+            show_default=False,
+        ),
+    ] = "",
+    node: Annotated[
+        str, typer.Option("--node", metavar="HOST", help="Only calls about this node.", show_default=False)
+    ] = "",
+    balancer: Annotated[
+        str,
+        typer.Option("--balancer", metavar="NAME", help="Only calls that it was told about.", show_default=False),
+    ] = "",
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, help="How many calls; 0 for all. What fits on a screen when left out."),
+    ] = None,
+) -> None:
+    """The calls of this host, newest last: what EFM said, what was decided and why, and what came of it."""
+    if context.invoked_subcommand:
+        if (cluster, env_file, json, since, node, balancer, limit) != ("efm", None, False, "", "", "", None):
+            raise CallError(f"write the options behind the word {context.invoked_subcommand}")
+        return
+    from efm_lb.commands.history import history
+
+    settings, _ = settings_of(cluster, env_file, os.environ)
+    raise typer.Exit(history(settings, since, node, balancer, limit, json))
+
+
+@history.command("show")
+def history_show(
+    call: Annotated[str, typer.Argument(help="Its name, as much of it as no other call has; or last.", metavar="ID")],
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+) -> None:
+    """One call from beginning to end, and what to do now."""
+    from efm_lb.commands.explain import explain
+
+    options = [*(["--cluster", cluster] if cluster != "efm" else []), *(["--env-file", env_file] if env_file else [])]
+    raise typer.Exit(explain(settings_of(cluster, env_file, os.environ)[0], call, options, json))
 
 
 @app.command("rehearse")

@@ -1,0 +1,53 @@
+"""What is in the journal, in the words that the commands for people share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from efm_lb.history import Attempt
+
+__all__ = ["NEVER_ENDED", "RUNNING", "called", "clock", "printable", "state_of"]
+
+NEVER_ENDED = "began and never ended"
+RUNNING = "at work"
+
+
+def clock(at: datetime, beside: datetime | None = None) -> str:
+    """A time as the reader's own clock shows it, to the second.
+
+    :param beside: a time that it is shown next to: its day is not said twice
+    """
+    here = at.astimezone()
+    is_known = beside is not None and beside.astimezone().date() == here.date()
+    return here.strftime("%H:%M:%S" if is_known else "%Y-%m-%d %H:%M:%S")
+
+
+def called(attempt: Attempt) -> str:
+    """What was asked for, such as ``attach 10.0.0.12 primary``."""
+    said = attempt.call
+    if said is None:
+        return "(its beginning is not in the journal any more)"
+    words = [str(said.get("kind")), str(said.get("host"))]
+    if said.get("type") and said.get("kind") != "promote":
+        words.append(str(said["type"]))
+    if "balancer" in said:
+        words.append(f"at {said['balancer']} for {attempt.sender or 'another host'}")
+    return " ".join(words)
+
+
+def state_of(attempt: Attempt) -> str:
+    """Whether an attempt without an outcome is still at work: `RUNNING` or `NEVER_ENDED`."""
+    try:
+        words = Path(f"/proc/{attempt.pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return NEVER_ENDED
+    # The number may be another process's by now.
+    said = attempt.call or {}
+    expected = b"apply" if "balancer" in said else str(said.get("kind")).encode()
+    return RUNNING if expected in words else NEVER_ENDED
+
+
+def printable(text: str) -> str:
+    """``text`` in one line, without what a terminal would obey: a server may have said anything."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
