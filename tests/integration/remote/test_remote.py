@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb import __version__, lock
-from efm_lb.rehearsal.hooks import EFM_LB, Run
+from efm_lb.rehearsal.hooks import EFM_LB, Run, efm_lb_hook
 from efm_lb.rehearsal.pgbouncer import WRITE
 from efm_lb.rehearsal.sshd import Sshd
 from efm_lb.rehearsal.waiting import wait_until
@@ -71,6 +71,22 @@ def test_a_promotion_moves_the_writes_and_both_hosts_have_it_in_their_journals(e
     assert {record["call"] for record in there} == {record["call"] for record in here}
     assert there[0]["kind"] == "act promote"
     assert there[0]["sender"] == "127.0.0.1"
+
+
+def test_the_history_there_shows_the_call_of_the_host_that_made_it(estate: Estate) -> None:
+    new = fail_over(estate)
+    assert estate.hook()("attach", new, "p").exit_code == 0
+    name = str(journal(estate, "here")[0]["call"])
+    there = efm_lb_hook(estate.there)
+    listed = there("history")
+    assert listed.exit_code == 0, listed.output
+    assert f"act promote {new} at pgb1 for 127.0.0.1: ended in 0." in listed.stdout
+    text = there("history", "show", name).stdout
+    assert text.startswith(f"call {name} of cluster ")
+    assert f"127.0.0.1 asked: act promote {new}" in text
+    assert f"{new}  is a primary, timeline 2" in text
+    assert "pgb1  changed in 0." in text
+    assert "pgb1  changed in 0." in estate.hook()("history", "show", name).stdout
 
 
 def test_a_planned_switchover_holds_and_lets_go(estate: Estate) -> None:
