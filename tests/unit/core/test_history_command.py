@@ -333,7 +333,11 @@ def test_many_that_came_to_the_same_are_told_once(host: Host) -> None:
         (70, {}, "That is a bug"),
         (0, {"result": "deferred", "again_after": 5.0}, "Nothing yet: the follow-up will judge the call again"),
         (0, {}, NOTHING_TO_DO),
-        (None, {}, "The process was killed, or the host lost power."),
+        (
+            None,
+            {},
+            "The process was killed, or the host lost power.\n  What the load balancers were told is not known.",
+        ),
     ],
 )
 def test_what_to_do_now(host: Host, exit_code: int | None, told: dict[str, str], expected: str) -> None:
@@ -343,6 +347,13 @@ def test_what_to_do_now(host: Host, exit_code: int | None, told: dict[str, str],
     is_wrong = bool(exit_code) or exit_code is None
     assert (f"efm-lb attach db2 p --env-file {host.env_file}" in advice) is is_wrong
     assert (f"efm-lb status --env-file {host.env_file}" in advice) is is_wrong
+
+
+def test_a_call_that_was_killed_before_it_was_decided(host: Host) -> None:
+    host.record("a1", "call", kind="attach", host="db2", type=None, follow_up=False)
+    advice = host.advice("a1")
+    assert "no load balancer should have been told anything" in advice
+    assert f"efm-lb attach db2 --env-file {host.env_file}\n" in advice
 
 
 def test_a_follow_up_that_left_no_record_is_missed(host: Host) -> None:

@@ -213,7 +213,11 @@ def _advice(call: PastCall, later: Sequence[PastCall], options: Sequence[str], n
         yield f"Nothing yet: it is at work, as process {attempt.pid}."
         return
     if attempt.outcome is None:
-        yield "The process was killed, or the host lost power. What the load balancers were told is not known."
+        yield "The process was killed, or the host lost power."
+        if attempt.decision or "balancer" in (attempt.call or {}):
+            yield "What the load balancers were told is not known."
+        else:
+            yield "It had not come to a decision, so no load balancer should have been told anything."
     elif attempt.exit_code is None:
         yield "The journal of the host that asked has the same call, and what the other load balancers did."
     elif attempt.exit_code == EX_OK and attempt.is_follow_up:
