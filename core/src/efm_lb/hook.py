@@ -264,15 +264,17 @@ def _act(
         # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
         deadline = time.monotonic() + min(configuration.deadline, follow_up.ATTEMPT)
     journal.record("decision", **journals.decided(decision, truth))
-    state.remember(truth)
     alone = in_force(configuration.state_dir, configuration.cluster)
     journal.settle(journals.BEFORE_ACTING)
-    if decision.hold:
-        # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
-        held = dispatcher.hold(decision.hold, deadline)
-        return Report(str(call), _exit_code(decision, ()), decision, held)
-    outcomes, notes = _sent(decision.event, dispatcher, deadline, alone) if decision.event else ((), ())
-    return Report(str(call), _exit_code(decision, outcomes), decision, outcomes, notes=notes)
+    try:
+        if decision.hold:
+            # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
+            held = dispatcher.hold(decision.hold, deadline)
+            return Report(str(call), _exit_code(decision, ()), decision, held)
+        outcomes, notes = _sent(decision.event, dispatcher, deadline, alone) if decision.event else ((), ())
+        return Report(str(call), _exit_code(decision, outcomes), decision, outcomes, notes=notes)
+    finally:
+        state.remember(truth)  # it writes to a disk that may hang: the balancers come first
 
 
 def _sent(

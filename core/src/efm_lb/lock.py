@@ -27,7 +27,12 @@ def acquire(path: str, patience: float) -> int:
     :raises TimeoutError: another call still holds it
     :raises OSError: the file cannot be made
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        # Before Linux 6.12 O_CREAT waits for a file system that is frozen, even when the file is there.
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT, 0o644)
     _open_to_all(descriptor, path)
     deadline = time.monotonic() + patience
     while True:

@@ -130,7 +130,8 @@ def hand_over(descriptor: int, path: str) -> None:
     if os.geteuid():
         return
     try:
-        owner = os.stat(os.path.dirname(path))
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        owner, own = os.stat(os.path.dirname(path)), os.fstat(descriptor)
+        if (own.st_uid, own.st_gid) != (owner.st_uid, owner.st_gid):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
     except OSError:
         return

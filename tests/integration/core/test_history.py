@@ -6,13 +6,16 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, Hook, efm_lb_hook, hook_environment
 from efm_lb.rehearsal.pgpool import Pgpool
@@ -119,3 +122,48 @@ def test_reading_while_hooks_write(calls: Calls, cluster: Cluster) -> None:
             process.kill()
             process.wait()
     assert calls.history("--limit", "0").count(f"attach {standby} standby: exit 0 in") == 5
+
+
+@pytest.fixture
+def freezable(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which ``fsfreeze`` can make hang: who writes to it does not even end when killed."""
+    image, directory = tmp_path / "image", tmp_path / "mounted"
+    directory.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    made = all(
+        shutil.which(argv[0]) and not subprocess.run(argv, check=False, capture_output=True).returncode
+        for argv in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(directory)])
+    )
+    if not made:
+        pytest.skip("this machine lets nobody mount")
+    yield directory
+    subprocess.run(["fsfreeze", "-u", str(directory)], check=False, capture_output=True)
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and freeze a file system")
+def test_a_state_directory_that_hangs_keeps_no_balancer_waiting(
+    cluster: Cluster, pgpool: Pgpool, tmp_path: Path, freezable: Path
+) -> None:
+    calls = Calls(hook_environment(cluster, [pgpool], tmp_path.name, {"EFM_LB_STATE_DIR": freezable}))
+    old, new, standby = cluster.nodes
+    assert calls.hook("attach", standby.name, "s").exit_code == 0
+    old.stop()
+    new.promote()
+
+    def moved() -> bool:
+        try:
+            return pgpool.primary() == new.host
+        except sql.SqlError:
+            return False
+
+    subprocess.run(["fsfreeze", "-f", str(freezable)], check=True)
+    with calls.begin("attach", new.name, "p") as process:
+        try:
+            assert wait_until(moved, timeout=10)
+            assert process.poll() is None, "it cannot end before the disk goes on"
+        finally:
+            subprocess.run(["fsfreeze", "-u", str(freezable)], check=True)
+        assert process.wait(timeout=20) == 0
+    assert "Every load balancer was told: promote" in calls.history("show", "last"), "and it is recorded after all"

@@ -80,3 +80,21 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "efm.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
         acquire(str(tmp_path / "efm.lock"), 0)
+
+
+def test_a_file_that_is_there_is_opened_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever writes, and O_CREAT does, waits for a file system that is frozen."""
+    path = str(tmp_path / "efm.lock")
+    os.close(acquire(path, 0))
+    seen: list[int] = []
+    open_ = os.open
+
+    def watched(path: str, flags: int, *given: int) -> int:
+        seen.append(flags)
+        return open_(path, flags, *given)
+
+    monkeypatch.setattr(os, "open", watched)
+    for name in ("fchmod", "fchown"):
+        monkeypatch.delattr(os, name)
+    os.close(acquire(path, 0))
+    assert [flags & (os.O_CREAT | os.O_ACCMODE) for flags in seen] == [os.O_RDONLY]
