@@ -86,7 +86,8 @@ class Attempt(NamedTuple):
     @property
     def told(self) -> Mapping[str, Mapping[str, Any]]:
         """What each balancer answered, by its name."""
-        return (self.outcome.fields.get("outcomes") or {}) if self.outcome else {}
+        outcomes = (self.outcome.fields.get("outcomes") or {}) if self.outcome else {}
+        return {name: each for name, each in outcomes.items() if isinstance(each, Mapping)}
 
     @property
     def exit_code(self) -> int | None:

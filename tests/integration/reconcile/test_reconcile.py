@@ -97,6 +97,12 @@ def test_a_failover_that_nobody_calls_about(
     assert wait_until(are_right(pgpool, haproxy, pgbouncer), timeout=20), service.output
     assert wait_until(lambda: service.output.rstrip().endswith("everything is right again"), timeout=10)
     assert service.end() == 0
+    history = efm_lb_hook(service.env_file)("history", "--limit", "0")
+    assert f"reconcile: promote {cluster.nodes[1].name}: exit 0" in history.output
+    assert f"reconcile: attach {cluster.nodes[0].name}: exit 0" in history.output
+    shown = efm_lb_hook(service.env_file)("history", "show", "last").output
+    assert "Nobody called: efm-lb reconcile found something to do" in shown
+    assert f"{cluster.nodes[1].name}  is a primary, timeline 2" in shown
 
 
 def test_a_balancer_that_was_down_meanwhile(

@@ -389,6 +389,15 @@ def test_on_the_host_of_a_balancer(host: Host) -> None:
     assert "efm-lb act" not in text
 
 
+def test_what_nobody_called_about(host: Host) -> None:
+    host.call("a1", "reconcile", type=None, exit_code=75, result="failed temporarily", rule="")
+    assert "a1  reconcile: promote db2: exit 75 in 1.25 s" in host.run()
+    text = host.run("show", "a1")
+    assert "Nobody called: efm-lb reconcile found something to do\n" in text
+    assert "  Decision: act\n" in text
+    assert f"    efm-lb reconcile --env-file {host.env_file}\n" in text
+
+
 def test_a_document_holds_all_of_it(host: Host) -> None:
     host.call("a1")
     for words in ((), ("show", "a1")):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from efm_lb.commands.history import document, reading_of, warn
-from efm_lb.commands.words import RUNNING, called, clock, printable, state_of
+from efm_lb.commands.words import RUNNING, called, clock, is_by_itself, printable, state_of
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, CallError
 from efm_lb.history import Attempt, PastCall, folded, past_calls
@@ -113,6 +113,8 @@ def _told(group: Sequence[Attempt]) -> Iterator[str]:
     elif "balancer" in said:
         yield f"{_time(attempt)}  {attempt.sender or 'Another host'} asked: {said.get('kind')} {said.get('host')}"
         yield f"  of load balancer {said['balancer']}, which is on this host"
+    elif is_by_itself(attempt):
+        yield f"{_time(attempt)}  Nobody called: efm-lb reconcile found something to do"
     elif said:
         letter = "" if said.get("type") or said.get("kind") == "promote" else ", without saying what the node is"
         yield f"{_time(attempt)}  EFM, or somebody by hand, called: {called(attempt)}{letter}"
@@ -241,7 +243,7 @@ def _advice(call: PastCall, later: Sequence[PastCall], options: Sequence[str], n
     yield f"    {look}"
     again = _command(call.attempts, words)
     if again:
-        yield "When it shows that something is wrong, make the same call again; it is safe to make it twice:"
+        yield "When it shows that something is wrong, do the same again; it is safe to do it twice:"
         yield f"    {again}"
 
 
@@ -269,6 +271,8 @@ def _command(attempts: Iterable[Attempt], words: str) -> str:
     if said is None or "balancer" in said:
         return ""
     letter = {"primary": "p", "standby": "s"}.get(str(said.get("type")), "")
+    if said.get("kind") == "reconcile":
+        return f"efm-lb reconcile{' ' * bool(words)}{words}"
     parts = [str(said.get("kind")), shlex.quote(str(said.get("host"))), letter, words]
     return " ".join(["efm-lb", *filter(None, parts)])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efm_lb.history import Attempt
 
-__all__ = ["NEVER_ENDED", "RUNNING", "called", "clock", "printable", "state_of"]
+__all__ = ["NEVER_ENDED", "RUNNING", "called", "clock", "is_by_itself", "printable", "state_of"]
 
 NEVER_ENDED = "began and never ended"
 RUNNING = "at work"
@@ -26,6 +26,9 @@ def clock(at: datetime, beside: datetime | None = None) -> str:
 def called(attempt: Attempt) -> str:
     """What was asked for, such as ``attach 10.0.0.12 primary``."""
     said = attempt.call
+    if is_by_itself(attempt):
+        told = attempt.decision.fields.get("told") if attempt.decision else ""
+        return f"reconcile: {told}" if told else "reconcile"
     if said is None:
         return "(its beginning is not in the journal any more)"
     words = [str(said.get("kind")), str(said.get("host"))]
@@ -34,6 +37,11 @@ def called(attempt: Attempt) -> str:
     if "balancer" in said:
         words.append(f"at {said['balancer']} for {attempt.sender or 'another host'}")
     return " ".join(words)
+
+
+def is_by_itself(attempt: Attempt) -> bool:
+    """Whether nobody called: ``efm-lb reconcile`` found something to do."""
+    return bool(attempt.call and attempt.call.get("kind") == "reconcile")
 
 
 def state_of(attempt: Attempt) -> str:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from efm_lb import lock
+from efm_lb import decide, lock
+from efm_lb import journal as journals
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Answer, Dispatcher
 from efm_lb.events import Attach, Detach, Event, Promote
 from efm_lb.follow_up import ATTEMPT
-from efm_lb.journal import Journal
 from efm_lb.maintenance import in_force
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.reconcile.differences import disagreement
@@ -157,20 +157,13 @@ class Rounds:
         if not fresh:
             return
         configuration = self._configuration
-        journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
+        journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
+        decision = decide.Decision(decide.Verdict.ACT, "a balancer disagrees with the databases", event)
         journal.record("call", kind="reconcile", host=event.node.name, type=None, follow_up=False)
-        journal.record(
-            "decision",
-            verdict="act",
-            reason=f"{_words(event)}: a balancer disagrees with the databases",
-            truth={said.node.name: said.role.value if said.role else said.reach.value for said in truth.states},
-        )
+        journal.record("decision", **journals.decided(decision, truth))
         failed = any(outcome.failed for outcome in fresh)
-        journal.record(
-            "outcome",
-            exit_code=75 if failed else 0,
-            outcomes={outcome.balancer: [outcome.result.value, outcome.detail] for outcome in fresh},
-        )
+        journal.record("outcome", exit_code=75 if failed else 0, outcomes=journals.outcomes_of(fresh))
+        journal.settle(journals.AT_LAST)
 
 
 def _view(answer: Answer) -> View | None:
