@@ -210,3 +210,17 @@ def test_a_wrong_call(once: Callable[..., Run], words: list[str], problem: str) 
     run = once("reconcile", *words)
     assert problem in run.output
     assert run.exit_code == (0 if "--custom-monitor" in words else 2)
+
+
+def test_what_fails_the_same_way_again_and_again_fills_no_journal(
+    serve: Serve, cluster: Cluster, pgpool: Pgpool, pgbouncer: Pgbouncer
+) -> None:
+    """The entry is gone from a PgBouncer's file: tried again and again, told once."""
+    pgbouncer.entries.write_text("; empty\n")
+    service = serve(EFM_LB_RECONCILE__PERIOD=0.2)
+    journal = service.env_file.with_suffix(".state") / "efm.journal"
+    fail_over(cluster)
+    assert wait_until(lambda: journal.exists() and '"pgb1"' in journal.read_text(), timeout=20), service.output
+    before = journal.stat().st_size
+    assert not wait_until(lambda: journal.stat().st_size > before + 2000, timeout=5), journal.read_text()
+    assert service.output.count("pgb1: promote") < 10

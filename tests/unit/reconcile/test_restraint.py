@@ -6,7 +6,7 @@ import pytest
 
 from efm_lb import Attach, Detach, Promote
 from efm_lb.configuration import Reconcile
-from efm_lb.reconcile.restraint import Restraint, Sight, Verdict
+from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from unit.reconcile.test_differences import NODES, truth, view
 
 DB1, DB2, DB3 = NODES
@@ -21,7 +21,7 @@ class Watch:
         self._letters = ""
         self._since = dict.fromkeys(NODES, -1000.0)
 
-    def __call__(self, now: float, databases: str, belief: str | None, maintenance: tuple[str, ...] = ()) -> Verdict:
+    def __call__(self, now: float, databases: str, belief: str | None, maintenance: tuple[str, ...] = ()) -> Judgement:
         for node, before, letter in zip(NODES, self._letters or databases, databases, strict=True):
             if before != letter:
                 self._since[node] = now
@@ -35,11 +35,11 @@ def watch() -> Watch:
     return Watch()
 
 
-def events(verdict: Verdict) -> list[tuple[type, str]]:
+def events(verdict: Judgement) -> list[tuple[type, str]]:
     return [(type(event), event.node.name) for event in verdict.events]
 
 
-def waiting(verdict: Verdict) -> list[str]:
+def waiting(verdict: Judgement) -> list[str]:
     return [held.why for held in verdict.held]
 
 

@@ -22,7 +22,7 @@ from efm_lb.reconcile.differences import differences
 from efm_lb.truth import Node, Reach, Truth
 from efm_lb.views import View
 
-__all__ = ["Held", "Restraint", "Sight", "Verdict"]
+__all__ = ["Held", "Judgement", "Restraint", "Sight"]
 
 _FIRST_PAUSE = 1.0
 """Seconds without a try after a balancer's first failure."""
@@ -56,7 +56,7 @@ class Held(NamedTuple):
     until: float = float("inf")
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """What is to be done about one balancer.
 
     :param events: to send, in this order
@@ -84,7 +84,7 @@ class Restraint:
         view: View | None,
         now: float,
         in_maintenance: Collection[str] = (),
-    ) -> Verdict:
+    ) -> Judgement:
         """Judge one balancer at one look.
 
         :param view: None when it could not be had
@@ -94,7 +94,7 @@ class Restraint:
         before, memory.view = memory.view, view
         if view is None:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
-            return Verdict()
+            return Judgement()
         self._notice(memory, sight, before, view, now)
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
             memory.busy_until = now + self._policy.settle
@@ -102,10 +102,10 @@ class Restraint:
         wanted = differences(sight.truth, view)
         if not wanted:
             memory.pause = 0.0
-            return Verdict()
+            return Judgement()
         why_none = self._none_at_all(name, sight, in_maintenance)
         if why_none:
-            return Verdict((), tuple([Held(event, why_none) for event in wanted]))
+            return Judgement((), tuple([Held(event, why_none) for event in wanted]))
         held: list[Held] = []
         events: list[Event] = []
         for event in wanted:
@@ -116,7 +116,7 @@ class Restraint:
                 held.append(Held(event, why, until))
             else:
                 events.append(event)
-        return Verdict(tuple(events), tuple(held))
+        return Judgement(tuple(events), tuple(held))
 
     def sent(self, name: str, is_right: bool, now: float) -> None:
         """Note what came of what was sent to a balancer."""

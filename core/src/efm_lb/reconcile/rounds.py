@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from efm_lb import decide, lock
-from efm_lb import journal as journals
+from efm_lb import lock
 from efm_lb.configuration import Configuration
+from efm_lb.decide import Decision, Verdict
 from efm_lb.dispatch import Answer, Dispatcher
+from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.events import Attach, Detach, Event, Promote
 from efm_lb.follow_up import ATTEMPT
+from efm_lb.journal import AT_LAST, BEFORE_ACTING, Journal, decided, outcomes_of
 from efm_lb.maintenance import in_force
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.reconcile.differences import disagreement
-from efm_lb.reconcile.restraint import Restraint, Sight, Verdict
+from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from efm_lb.reconcile.vigil import Vigil
 from efm_lb.state import State, new_call
 from efm_lb.truth import Truth
@@ -59,7 +61,8 @@ class Rounds:
         self._state = State(configuration.state_dir, configuration.cluster)
         self._restraint = Restraint(configuration.reconcile)
         self._dispatcher = Dispatcher(configuration)
-        self._journalled: dict[tuple[str, str, str], str] = {}
+        self._failed: dict[tuple[str, str, str], str] = {}
+        self._complaints: list[str] = []
 
     def play(self, patience: float) -> Round:
         """Play one round.
@@ -98,7 +101,8 @@ class Rounds:
                 if one.result is not Result.UNCHANGED
             ]
         outcomes = {name: sent[-1][1] for name, sent in done.items()}
-        lines += _unsolved(sight, views, verdicts, outcomes)
+        lines += [*self._complaints, *_unsolved(sight, views, verdicts, outcomes)]
+        self._complaints.clear()
         is_right = _is_right(sight, views, verdicts, outcomes)
         return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf")))
 
@@ -139,31 +143,41 @@ class Rounds:
             ]
             if not names:
                 continue
+            # What is sent again after a failure, and fails the same way, must not fill the journal for hours.
+            is_again = all(self._failed.get((name, *_key(event))) for name in names)
+            journal = None if is_again else self._announced(event, truth)
             outcomes = self._dispatcher.among(names).send(event, deadline)
             for outcome in outcomes:
                 done[outcome.balancer].append((event, outcome))
-            self._record(event, truth, outcomes)
+            self._record(event, truth, outcomes, journal)
         return {name: sent for name, sent in done.items() if sent}
 
-    def _record(self, event: Event, truth: Truth, outcomes: Iterable[Outcome]) -> None:
-        """Journal what is new: a balancer that fails the same way for hours fills no journal."""
-        fresh = []
-        for outcome in outcomes:
-            key = (outcome.balancer, type(event).__name__, event.node.name)
-            is_new = self._journalled.get(key) != outcome.detail
-            self._journalled[key] = outcome.detail
-            if is_new or outcome.result is Result.CHANGED:
-                fresh.append(outcome)
-        if not fresh:
-            return
+    def _announced(self, event: Event, truth: Truth) -> Journal:
+        """Journal what is about to be sent."""
         configuration = self._configuration
-        journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
-        decision = decide.Decision(decide.Verdict.ACT, "a balancer disagrees with the databases", event)
+        journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
         journal.record("call", kind="reconcile", host=event.node.name, type=None, follow_up=False)
-        journal.record("decision", **journals.decided(decision, truth))
-        failed = any(outcome.failed for outcome in fresh)
-        journal.record("outcome", exit_code=75 if failed else 0, outcomes=journals.outcomes_of(fresh))
-        journal.settle(journals.AT_LAST)
+        decision = Decision(Verdict.ACT, "a balancer disagrees with the databases", event)
+        journal.record("decision", **decided(decision, truth))
+        journal.settle(BEFORE_ACTING)
+        return journal
+
+    def _record(self, event: Event, truth: Truth, outcomes: Sequence[Outcome], journal: Journal | None) -> None:
+        """Journal what came of it."""
+        is_old = True
+        for outcome in outcomes:
+            key = (outcome.balancer, *_key(event))
+            failure = outcome.detail if outcome.failed else ""
+            is_old = is_old and bool(failure) and self._failed.get(key) == failure
+            self._failed[key] = failure
+        if journal is None and is_old:
+            return
+        journal = journal or self._announced(event, truth)
+        code = EX_TEMPFAIL if any(outcome.failed for outcome in outcomes) else EX_OK
+        journal.record("outcome", exit_code=code, outcomes=outcomes_of(outcomes))
+        journal.settle(AT_LAST)
+        if journal.failure and journal.failure not in self._complaints:
+            self._complaints.append(journal.failure)
 
 
 def _view(answer: Answer) -> View | None:
@@ -174,12 +188,16 @@ def _said(truth: Truth) -> list[tuple[object, ...]]:
     return [state[1:4] for state in truth.states]
 
 
+def _key(event: Event) -> tuple[str, str]:
+    return type(event).__name__, event.node.name
+
+
 def _words(event: Event) -> str:
     return f"{type(event).__name__.lower()} {event.node.name}"
 
 
 def _unsolved(
-    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Verdict], outcomes: Mapping[str, Outcome]
+    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Judgement], outcomes: Mapping[str, Outcome]
 ) -> list[str]:
     """What is wrong and was not acted on, and why."""
     lines = []
@@ -197,7 +215,7 @@ def _unsolved(
 
 
 def _is_right(
-    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Verdict], outcomes: Mapping[str, Outcome]
+    sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Judgement], outcomes: Mapping[str, Outcome]
 ) -> bool:
     for name, answer in views.items():
         outcome = outcomes.get(name)
