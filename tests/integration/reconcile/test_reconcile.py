@@ -185,6 +185,8 @@ def test_changed_settings_are_taken_up(serve: Serve, pgpool: Pgpool) -> None:
 def test_once(once: Callable[..., Run], cluster: Cluster, pgpool: Pgpool, haproxy: Haproxy) -> None:
     right = once("reconcile")
     assert (right.exit_code, right.output) == (0, "everything is right")
+    document = json.loads(once("reconcile", "--json").stdout)
+    assert document == {"schema": "efm-lb/reconcile/v1", "cluster": "efm", "is_right": True, "lines": []}
     fail_over(cluster)
     paid = once("reconcile")
     assert paid.exit_code == 0, paid.output

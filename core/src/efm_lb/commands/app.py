@@ -148,11 +148,13 @@ def reconcile(
     ] = False,
     cluster: Cluster = "efm",
     env_file: EnvFile = None,
+    json: Json = False,
 ) -> None:
     """Bring every balancer in line with the databases, without a call."""
     from efm_lb.reconcile.service import main
 
-    flags = [*(["--watch"] if watch else []), *(["--custom-monitor"] if custom_monitor else [])]
+    given = {"--watch": watch, "--custom-monitor": custom_monitor, "--json": json}
+    flags = [flag for flag, is_given in given.items() if is_given]
     raise typer.Exit(main([*flags, f"--cluster={cluster}", *([f"--env-file={env_file}"] if env_file else [])]))
 
 

@@ -24,6 +24,7 @@ from efm_lb.sources import gather
 
 __all__ = ["Arguments", "main", "parse"]
 
+SCHEMA = "efm-lb/reconcile/v1"
 _ROUNDS = 10
 """Rounds that a single reconcile takes at most: what it waits for may be due soon."""
 
@@ -39,6 +40,7 @@ class Arguments(NamedTuple):
     env_file: str | None = None
     watch: bool = False
     custom_monitor: bool = False
+    json: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,19 +63,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Read ``[--watch | --custom-monitor] [--cluster NAME] [--env-file FILE]``.
+    """Read ``[--watch | --custom-monitor] [--json] [--cluster NAME] [--env-file FILE]``.
 
     :raises CallError: there is something else
     """
     rest, options = valued(argv, ("--cluster", "--env-file"))
-    flags = {"--watch", "--custom-monitor"}
     for word in rest:
-        if word not in flags:
-            raise CallError(f"efm-lb reconcile [--watch | --custom-monitor]: what is {word!r}?")
-    if flags.issubset(rest):
+        if word not in ("--watch", "--custom-monitor", "--json"):
+            raise CallError(f"efm-lb reconcile [--watch | --custom-monitor] [--json]: what is {word!r}?")
+    if "--watch" in rest and "--custom-monitor" in rest:
         raise CallError("--custom-monitor looks once, --watch goes on: choose one")
     return Arguments(
-        options.get("--cluster", "efm"), options.get("--env-file"), "--watch" in rest, "--custom-monitor" in rest
+        options.get("--cluster", "efm"),
+        options.get("--env-file"),
+        "--watch" in rest,
+        "--custom-monitor" in rest,
+        "--json" in rest,
     )
 
 
@@ -89,10 +94,10 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
     rounds = Rounds(configuration, vigil)
     if arguments.watch:
         _watch(configuration, arguments, environ, vigil, rounds)
-    return _once(configuration, rounds)
+    return _once(configuration, rounds, arguments.json)
 
 
-def _once(configuration: Configuration, rounds: Rounds) -> int:
+def _once(configuration: Configuration, rounds: Rounds, as_json: bool) -> int:
     """Play rounds until everything is right, or what is left does not become right within the deadline."""
     until = time.monotonic() + configuration.deadline
     said: list[str] = []
@@ -102,8 +107,11 @@ def _once(configuration: Configuration, rounds: Rounds) -> int:
         if done.is_right or done.next_look > until:
             break
         time.sleep(max(0.0, done.next_look - time.monotonic()))
-    for line in said or ["everything is right"]:
-        _say(line)
+    if as_json:
+        _say(_document(configuration, said, done))
+    else:
+        for line in said or ["everything is right"]:
+            _say(line)
     return EX_OK if done.is_right else EX_TEMPFAIL
 
 
@@ -117,11 +125,13 @@ def _watch(
             _start_anew()
         began = time.monotonic()
         done = rounds.play(0.0)
-        for line in done.lines:
-            if line not in before:
+        fresh = [line for line in done.lines if line not in before]
+        if arguments.json:
+            if done.lines != before:
+                _say(_document(configuration, fresh, done))
+        else:
+            for line in fresh or (["everything is right again"] if before and not done.lines else []):
                 _say(line)
-        if before and not done.lines:
-            _say("everything is right again")
         before = done.lines
         _rest(vigil, done, began + configuration.reconcile.period)
 
@@ -138,6 +148,14 @@ def _is_fresh(arguments: Arguments, environ: Mapping[str, str]) -> bool:
 
 def _start_anew() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _document(configuration: Configuration, lines: Sequence[str], done: Round) -> str:
+    """What came of a round, as one line of JSON."""
+    import json
+
+    document = {"schema": SCHEMA, "cluster": configuration.cluster, "is_right": done.is_right, "lines": list(lines)}
+    return json.dumps(document)
 
 
 def _say(line: str) -> None:
