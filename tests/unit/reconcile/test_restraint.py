@@ -16,8 +16,8 @@ POLICY = Reconcile(period=5.0, settle=2.0, hold=60.0)
 class Watch:
     """Looks at one balancer, ``watch(10.0, "Pss", "Waa")``; a database's state is as old as its letter is the same."""
 
-    def __init__(self, policy: Reconcile = POLICY) -> None:
-        self.restraint = Restraint(policy)
+    def __init__(self, policy: Reconcile = POLICY, obeys: bool = False) -> None:
+        self.restraint = Restraint(policy, obeys)
         self._letters = ""
         self._since = dict.fromkeys(NODES, -1000.0)
 
@@ -152,3 +152,15 @@ def test_a_node_that_flaps_does_not_keep_writes_from_where_they_belong(watch: Wa
     watch(0, "xPs", "Waa")
     watch(3, "xPx", "Waa")
     assert events(watch(4, "xPs", "Waa")) == [(Promote, "db2"), (Detach, "db1")]
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_live_primary_that_was_taken_out_stays_out_only_where_efm_may_do_that(obeys: bool) -> None:
+    watch = Watch(obeys=obeys)
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "daa")
+    verdict = watch(10, "Pss", "daa")
+    assert bool(verdict.events) is not obeys
+    if obeys:
+        assert waiting(verdict) == ["db1 was taken out while it was up: somebody wants it so"]
+        assert events(watch(65, "Pss", "daa")) == [(Promote, "db1")]

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from efm_lb.configuration import Reconcile
-from efm_lb.events import Attach, Detach, Event, Promote
+from efm_lb.events import Detach, Event, Promote
 from efm_lb.reconcile.differences import differences
-from efm_lb.truth import Node, Reach, Truth
+from efm_lb.truth import Node, Reach, Role, Truth
 from efm_lb.views import View
 
 __all__ = ["Held", "Judgement", "Restraint", "Sight"]
@@ -71,10 +71,12 @@ class Restraint:
     """Judges the differences of all balancers, look after look.
 
     :param policy: ``EFM_LB_RECONCILE__*``
+    :param obeys: EFM may take out a live primary, too: ``EFM_LB_DETACH_LIVE_PRIMARY`` is ``obey``
     """
 
-    def __init__(self, policy: Reconcile) -> None:
+    def __init__(self, policy: Reconcile, obeys: bool = False) -> None:
         self._policy = policy
+        self._obeys = obeys
         self._balancers: dict[str, _Memory] = {}
 
     def judge(
@@ -151,31 +153,30 @@ class Restraint:
         if memory.paused_until > now:
             return "it failed before", memory.paused_until
         out = memory.out.get(node)
-        if isinstance(event, Attach) and out and out.until > now:
+        if not isinstance(event, Detach) and out and out.until > now:
             return f"{node.name} was taken out while it was up: somebody wants it so", out.until
         return "", now
 
     def _notice(self, memory: _Memory, sight: Sight, before: View | None, view: View, now: float) -> None:
-        """Keep account of the standbys that were taken out while they were up."""
+        """Keep account of the nodes that were taken out while they were up."""
         for node in _gone(sight.truth):
             memory.out.pop(node, None)
-        if before is None or memory.is_own_work or _writers(before) != _writers(view):
-            return  # a balancer that moves its writes may throw standbys out on the way
+        if before is None or memory.is_own_work:
+            return
+        # A balancer that moves its writes may throw standbys out on the way.
+        moves = bool(_writers(view)) and _writers(before) != _writers(view)
         for seen in view.nodes:
-            was = before.of(seen.node)
-            if (
-                was
-                and was.attached
-                and seen.attached is False
-                and sight.truth.state(seen.node).reach is Reach.ACCEPTING
-            ):
+            was, role = before.of(seen.node), sight.truth.role(seen.node)
+            taken_out = role is Role.STANDBY and not moves and was and was.attached and seen.attached is False
+            obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not seen.writes
+            if taken_out or obeyed:
                 last = memory.out.get(seen.node)
                 hold = min(2 * last.hold, _LONGEST_HOLD) if last else self._policy.hold
                 memory.out[seen.node] = _Out(hold, now + hold)
 
 
 class _Out(NamedTuple):
-    """A standby that somebody has taken out."""
+    """A node that somebody has taken out."""
 
     hold: float
     until: float

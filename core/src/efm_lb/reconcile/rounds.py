@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from efm_lb import lock
-from efm_lb.configuration import Configuration
+from efm_lb.configuration import Configuration, DetachLivePrimary
 from efm_lb.decide import Decision, Verdict
 from efm_lb.dispatch import Answer, Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL
@@ -59,7 +59,8 @@ class Rounds:
         self._configuration = configuration
         self._vigil = vigil
         self._state = State(configuration.state_dir, configuration.cluster)
-        self._restraint = Restraint(configuration.reconcile)
+        obeys = configuration.detach_live_primary is DetachLivePrimary.OBEY
+        self._restraint = Restraint(configuration.reconcile, obeys)
         self._dispatcher = Dispatcher(configuration)
         self._failed: dict[tuple[str, str, str], str] = {}
         self._complaints: list[str] = []
