@@ -64,6 +64,12 @@ class Login:
         assert self._connection
         return self._connection
 
+    @property
+    def is_silent(self) -> bool:
+        """The server has said nothing at all up to now."""
+        failure = self._failure
+        return self._connection is None and (failure is None or getattr(failure, "silent", False))
+
     def drop(self) -> None:
         """Nobody wants it any more."""
         self._is_unwanted = True
@@ -76,13 +82,15 @@ class HeadStart:
 
     :ivar plan: the settings, as `efm_lb.compiled` keeps them
     :ivar logins: by host and port
+    :ivar started: by ``time.monotonic()``
     """
 
-    __slots__ = ("logins", "plan")
+    __slots__ = ("logins", "plan", "started")
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
-        deadline = time.monotonic() + plan["connect_timeout"]
+        self.started = time.monotonic()
+        deadline = self.started + plan["connect_timeout"]
         self.logins = {
             (host, port): Login({**plan["probe"], "host": host, "port": str(port)}, deadline)
             for _, host, port, _ in plan["nodes"]

@@ -29,12 +29,12 @@ from efm_lb.events import Event, Origin, Promote
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.maintenance import Maintenance, in_force
 from efm_lb.outcomes import Outcome, Result
-from efm_lb.probe import Probe
+from efm_lb.probe import Answers, Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
 from efm_lb.state import State, new_call, write_all
-from efm_lb.truth import Truth
+from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
@@ -117,7 +117,10 @@ def _follow_up(
 
     EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
     """
-    others = [node for node in configuration.nodes if node != _call(arguments, configuration).node]
+    own = _call(arguments, configuration).node
+    others = [node for node in configuration.nodes if node != own]
+    if arguments.kind is Kind.DETACH:
+        _asked(probe, [own])  # a host that is silent has had its time-out when the promotion comes
 
     def is_promoted(until: float) -> bool:
         if arguments.kind is not Kind.DETACH:
@@ -329,10 +332,7 @@ def _settle(
     """
     is_again = call.origin is Origin.FOLLOW_UP
     patient_until = time.monotonic() + patience
-    try:
-        answers = probe.ask(configuration.nodes)
-    except LibpqNotFoundError as error:
-        raise NotInstalledError(str(error)) from None
+    answers = _asked(probe, configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
     # hosts of other balancers do.
     dispatcher = _dispatcher(configuration, call.name)
@@ -356,6 +356,13 @@ def _settle(
         # The balancers must have their part of what is left.
         left = configuration.deadline if is_again else deadline - time.monotonic()
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))
+
+
+def _asked(probe: Probe, nodes: Sequence[Node]) -> Answers:
+    try:
+        return probe.ask(nodes)
+    except LibpqNotFoundError as error:
+        raise NotInstalledError(str(error)) from None
 
 
 def _dispatcher(configuration: Configuration, call: str = "") -> Dispatcher:

@@ -36,16 +36,20 @@ _REJECTING = ("57P03", "57P01", "57P02")
 _TOO_MANY_CONNECTIONS = "53300"
 
 
+SECOND_LOOK = 0.5
+"""Seconds that a node has to answer which has been silent for the whole time-out already."""
+
+
 class Answers:
     """The answers of nodes that are being asked, as they come in from the threads that ask.
 
-    :param timeout: seconds that every node has, from now on
+    :param deadlines: of each node, by ``time.monotonic()``
     """
 
-    def __init__(self, nodes: tuple[Node, ...], timeout: float) -> None:
-        self.nodes = nodes
+    def __init__(self, deadlines: Mapping[Node, float]) -> None:
+        self.nodes = tuple(deadlines)
         self.started = time.monotonic()
-        self.deadline = self.started + timeout
+        self.deadlines = deadlines
         self._states: dict[Node, NodeState] = {}
         self._news = threading.Condition()
 
@@ -56,13 +60,13 @@ class Answers:
             self._news.notify()
 
     def truth(self) -> Truth:
-        """Wait for the answers, each for the whole time-out: a node that is late may be a second primary, and one
-        that is taken for silent may be taken out of a balancer.
+        """Wait for the answers, each for all of its time: a node that is late may be a second primary, and one that is
+        taken for silent may be taken out of a balancer.
 
         :return: one state per node, in their order; never raises for a node's sake
         """
         # A thread may be stuck in a name look-up, which libpq cannot bound; it is left behind.
-        give_up = self.deadline + 0.1
+        give_up = max(self.deadlines.values(), default=0.0) + 0.1
         with self._news:
             while len(self._states) < len(self.nodes) and (left := give_up - time.monotonic()) > 0:
                 self._news.wait(left)
@@ -77,6 +81,9 @@ class Probe:
     """Asks nodes in parallel, one thread each.
 
     :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
+    A node that has been silent for the whole time-out does not get it again when it is asked once more, but
+    `SECOND_LOOK`: a dead host costs its time-out once, however often the databases are asked.
+
     :param timeout: seconds that a node has to answer, from connect to the query's result
     :param begun: logins that are under way; each serves one question
     """
@@ -85,6 +92,7 @@ class Probe:
         self._keywords = keywords
         self._timeout = timeout
         self._begun = begun
+        self._silent_since: dict[tuple[str, int], float] = {}
 
     def ask(self, nodes: Iterable[Node], timeout: float | None = None) -> Answers:
         """Start asking ``nodes``; the caller may do something else before it wants the `Answers.truth`.
@@ -93,7 +101,7 @@ class Probe:
         :raises libpq.LibpqNotFoundError: this host has no libpq
         """
         library()  # before there are threads: it changes the environment
-        answers = Answers(tuple(nodes), min(self._timeout, timeout or self._timeout))
+        answers = Answers({node: self._deadline(node, min(self._timeout, timeout or self._timeout)) for node in nodes})
         for node in answers.nodes:
             threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
         return answers
@@ -105,13 +113,25 @@ class Probe:
     def start_over(self) -> None:
         """Ask on new connections only: what those under way say may be out of date."""
         if self._begun:
+            for place, login in self._begun.logins.items():
+                if login.is_silent:
+                    self._silent_since[place] = self._begun.started
             self._begun.drop()
+
+    def _deadline(self, node: Node, timeout: float) -> float:
+        now = time.monotonic()
+        place = node.host, node.port
+        began = self._begun.started if self._begun and place in self._begun.logins else now
+        silent_since = self._silent_since.setdefault(place, began)
+        return max(now + min(SECOND_LOOK, timeout), min(silent_since + self._timeout, now + timeout))
 
     def _answer(self, node: Node, answers: Answers) -> None:
         try:
-            state = self._ask(node, answers.started, answers.deadline)
+            state = self._ask(node, answers.started, answers.deadlines[node])
         except Exception as error:  # a bug here must not make a node look dead
             state = NodeState(node, Reach.DENIED, detail=f"a bug in efm-lb: {type(error).__name__}: {error}")
+        if state.reach is not Reach.NO_RESPONSE:
+            self._silent_since.pop((node.host, node.port), None)
         answers.add(state)
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:

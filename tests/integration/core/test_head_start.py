@@ -72,6 +72,20 @@ def test_a_frozen_node_costs_one_time_out(cluster: Cluster) -> None:
     assert [state.reach for state in truth.states] == [Reach.ACCEPTING, Reach.NO_RESPONSE, Reach.ACCEPTING]
 
 
+def test_what_was_silent_before_the_lock_was_free_costs_one_time_out(cluster: Cluster) -> None:
+    cluster.nodes[1].freeze()
+    try:
+        probe = Probe(KEYWORDS, TIMEOUT, begun(cluster))
+        time.sleep(TIMEOUT)
+        probe.start_over()
+        started = time.monotonic()
+        truth = probe.truth(nodes_of(cluster))
+        assert time.monotonic() - started < 0.6 * TIMEOUT
+    finally:
+        cluster.nodes[1].thaw()
+    assert [state.reach for state in truth.states] == [Reach.ACCEPTING, Reach.NO_RESPONSE, Reach.ACCEPTING]
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_what_is_not_wanted_is_closed(cluster: Cluster, done: bool) -> None:
     start = begun(cluster)

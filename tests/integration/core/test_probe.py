@@ -52,6 +52,26 @@ def test_roles_and_timelines_before_and_after_a_promotion(cluster: Cluster) -> N
     assert truth.states[1].timeline == first + 1, "known before the first checkpoint"
 
 
+def test_a_node_that_stays_silent_costs_the_time_out_once(cluster: Cluster) -> None:
+    """However often it is asked; one that has answered in between has all of its time again."""
+    probe = Probe(KEYWORDS, TIMEOUT)
+    node = nodes_of(cluster)[1]
+
+    def seconds() -> float:
+        started = time.monotonic()
+        assert probe.truth([node]).states[0].reach is Reach.NO_RESPONSE
+        return time.monotonic() - started
+
+    for _ in range(2):
+        cluster.nodes[1].freeze()
+        try:
+            assert seconds() > 0.9 * TIMEOUT
+            assert seconds() < 0.6 * TIMEOUT
+        finally:
+            cluster.nodes[1].thaw()
+        assert probe.truth([node]).states[0].reach is Reach.ACCEPTING
+
+
 def test_a_frozen_node_costs_the_time_out_and_no_more(cluster: Cluster) -> None:
     cluster.nodes[0].freeze()
     try:
