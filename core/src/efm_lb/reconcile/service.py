@@ -9,6 +9,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from ctypes import CDLL
 from typing import NamedTuple
 
 from efm_lb import compiled, signals
@@ -25,6 +27,8 @@ from efm_lb.sources import gather
 __all__ = ["Arguments", "main", "parse"]
 
 SCHEMA = "efm-lb/reconcile/v1"
+_M_ARENA_MAX = -8
+"""Of glibc's mallopt(3)."""
 _ROUNDS = 10
 """Rounds that a single reconcile takes at most: what it waits for may be due soon."""
 
@@ -87,6 +91,8 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     if arguments.watch and stale and _is_fresh(arguments, environ):
         _start_anew()  # without what the slow way has imported
+    if arguments.watch:
+        _use_one_arena()
     try:
         vigil = Vigil(configuration.nodes, configuration.probe, configuration.connect_timeout)
     except LibpqNotFoundError as error:
@@ -140,6 +146,12 @@ def _rest(vigil: Vigil, done: Round, next_period: float) -> None:
     """Until something is due, or a database says something new."""
     until = min(next_period, done.next_look)
     vigil.wait(max(until, time.monotonic() + 0.05))
+
+
+def _use_one_arena() -> None:
+    """Have the C library serve all threads from one heap: with one for each, its habit, they grow for hours."""
+    with suppress(AttributeError):  # not glibc
+        CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _is_fresh(arguments: Arguments, environ: Mapping[str, str]) -> bool:
