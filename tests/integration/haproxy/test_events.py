@@ -12,6 +12,7 @@ from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Seve
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.haproxy import READ, WRITE
 from efm_lb_haproxy import adapter
+from unit.haproxy.haproxy_model import disabled
 
 
 def where(haproxy, proxy=WRITE):
@@ -197,9 +198,6 @@ def _try(session, statement):
     return None
 
 
-# Sockets that are no good
-
-
 def test_a_dead_and_a_frozen_haproxy(start_haproxy, manage):
     haproxy = start_haproxy()
     manager = manage(haproxy)
@@ -211,6 +209,76 @@ def test_a_dead_and_a_frozen_haproxy(start_haproxy, manage):
     haproxy.process.kill()
     with pytest.raises(TemporaryError, match="Connection refused"):
         manager.send(Detach, 1)
+
+
+# A HAProxy that is down
+
+
+def test_a_haproxy_that_is_down_at_a_promotion_sends_its_first_writer_to_the_new_primary(manager, haproxy, cluster):
+    cluster.nodes[0].kill()
+    cluster.nodes[1].promote()
+    cluster.nodes[2].follow(cluster.nodes[1])
+    before = haproxy.config.read_text()
+    haproxy.process.kill()
+    with pytest.raises(TemporaryError, match=r"Connection refused; .*haproxy.cfg:[\d,]+ written; CONFIG is right for"):
+        manager.send(Promote, 1)
+    assert haproxy.config.read_text().replace(" disabled", "") == before.replace(" disabled", "")
+    haproxy.launch()
+    assert where(haproxy) == cluster.nodes[1].host
+    assert where(haproxy, READ) == cluster.nodes[2].host
+    assert manager.belief() == "- W r"
+    assert manager.send(Promote, 1).result is Result.UNCHANGED
+
+
+def test_a_haproxy_that_is_down_at_the_detach_and_the_attach_of_a_standby(manager, haproxy):
+    for kind, belief in ((Detach, "W r -"), (Attach, "W r r")):
+        haproxy.process.stop()
+        haproxy.socket.unlink()
+        with pytest.raises(TemporaryError, match=r"No such file or directory; .* written; CONFIG is right for"):
+            manager.send(kind, 2)
+        with pytest.raises(TemporaryError, match="No such file or directory; CONFIG is right for its next start"):
+            manager.send(kind, 2)
+        haproxy.launch()
+        assert manager.belief() == belief
+
+
+def test_a_haproxy_that_is_down_and_could_not_start_keeps_its_file(manager, haproxy):
+    broken = haproxy.config.read_text().replace("    mode tcp\n", "    mdoe tcp\n")
+    haproxy.process.stop()
+    haproxy.write_config(broken)
+    line = broken.splitlines().index("    mdoe tcp") + 1
+    message = rf"haproxy -c refuses .*haproxy.cfg:{line}\] : unknown keyword 'mdoe'"
+    with pytest.raises(TemporaryError, match=f"; CONFIG is not right for its next start: {message}"):
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    assert haproxy.config.read_text() == broken
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.06, 0.1, 0.3])
+def test_a_haproxy_that_is_being_started_is_brought_right(manager, haproxy, delay):
+    """It may have read its file before it was changed."""
+    haproxy.process.stop()
+    starting = threading.Timer(delay, haproxy.launch)
+    starting.start()
+    try:
+        assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    finally:
+        starting.join()
+    assert manager.belief() == "- W r"
+    assert disabled(haproxy.config, WRITE) == "n1 n3"
+
+
+def test_a_frozen_haproxy_that_is_started_anew_is_right(start_haproxy, manage):
+    haproxy = start_haproxy()
+    manager = manage(haproxy)
+    haproxy.process.freeze()
+    with pytest.raises(TemporaryError, match=r"did not answer in time; .* written; CONFIG is right for its next start"):
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    haproxy.process.kill()
+    haproxy.launch()
+    assert manager.belief() == "- W r"
+
+
+# Sockets that are no good
 
 
 def test_other_sockets(manager, manage, haproxy, cluster):

@@ -157,6 +157,31 @@ def test_trap_5_an_old_state_file_overrides_the_configuration(start_haproxy, man
     assert haproxy.ready() == [manager.nodes[0].host]
 
 
+def test_trap_5_an_old_state_file_overrides_the_configuration_at_a_start_too(start_haproxy, manage):
+    haproxy = start_haproxy()
+    state = haproxy.directory / "state"
+    text = haproxy.config.read_text()
+    text = text.replace("    stats timeout", f"    server-state-file {state}\n    stats timeout")
+    haproxy.write_config(text.replace("    mode tcp\n", "    mode tcp\n    load-server-state-from-file global\n"))
+    manager = manage(haproxy)
+    for number, letters in ((1, "xPs"), (0, "Pss")):
+        manager.send(Promote, number, truth=manager.as_if(letters))
+    state.write_text(haproxy.command("show servers state"))
+    state.chmod(0o644)
+    rows = state.read_text().splitlines()
+    haproxy.process.stop()
+    with pytest.raises(TemporaryError, match=f"{state} written; CONFIG is right for its next start"):
+        manager.send(Promote, 1, truth=manager.as_if("xPs"))
+    gone = [row.split()[1:4:2] for row in rows if row not in state.read_text().splitlines()]
+    assert gone == [[WRITE, "n1"], [WRITE, "n2"]], "the configuration counts for them"
+    haproxy.launch()
+    assert manager.belief() == "- W r"
+    haproxy.process.stop()
+    state.write_text("\n".join(rows) + "\n")
+    haproxy.launch()
+    assert manager.belief() != "- W r", "this is the trap"
+
+
 def test_trap_6_a_broken_configuration_is_found_by_us_and_a_reload_of_it_changes_nothing(manager, haproxy):
     text = haproxy.config.read_text()
     broken = text.replace("mode tcp", "mdoe tcp")

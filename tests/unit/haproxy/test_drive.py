@@ -300,6 +300,78 @@ def test_the_last_server_for_reads_is_told(haproxy):
     assert outcome.detail.endswith("; no server of r is ready")
 
 
+# A HAProxy that is down
+
+
+def down(config, event=PROMOTE, message="CONFIG is right for its next start", **settings):
+    given = balancer(str(config.parent / "absent.sock"), config=[str(config)], **settings)
+    with pytest.raises(TemporaryError, match=message) as caught:
+        HOOKS[type(event)](event, given._replace(connect_timeout=0.05), time.monotonic() + 5)
+    assert str(caught.value).startswith(f"cannot connect to {config.parent}/absent.sock: No such file or directory; ")
+    return str(caught.value)
+
+
+def test_what_is_known_from_the_files_alone(config):
+    down(config, message=f"; {config}:5,6,10 written; CONFIG is right for its next start")
+    assert (disabled(config, "w"), disabled(config, "r")) == ("n1 n3", "n1 n2")
+    assert "written" not in down(config)
+    down(config, Detach(NODES[2], truth("-Px")))
+    assert disabled(config, "r") == "n1 n3", "the primary serves reads while nobody else does"
+    down(config, Attach(NODES[0], truth("sP-")))
+    assert (disabled(config, "w"), disabled(config, "r")) == ("n1 n3", "n2 n3")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("server n3 10.0.0.3:5444 check disabled", 'server n3 "${DB3}":5444 check disabled'),
+        ("server n3 10.0.0.3:5444 check disabled", "server n3 10.0.0.3 check disabled"),
+        ("server n3 10.0.0.3:5444 check disabled", "server n3 db-three:5444 check disabled"),
+        ("server n3 10.0.0.3:5444 check disabled", "server-template n 1 10.0.0.3:5444"),
+    ],
+)
+def test_a_server_that_only_a_running_haproxy_could_tell(config, before, after):
+    text = CONFIG.replace(before, after)
+    config.write_text(text)
+    down(config, message=f"CONFIG is not right for its next start: {config}:7: which node this server is can be told")
+    assert config.read_text() == text
+
+
+def test_a_name_that_is_a_nodes_and_an_address_that_is_none_are_told_by_the_files(config):
+    config.write_text(
+        CONFIG.replace("server n2 10.0.0.2:5444 check", "server n2 db2:5444 check").replace(
+            "server n3 10.0.0.3:5444 check disabled", "server n3 10.9.9.9:5444 check"
+        )
+    )
+    down(config)
+    assert disabled(config, "w") == "n1 n3"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "cannot read .*haproxy.cfg: No such file"),
+        (lambda path: path.write_text(CONFIG.rstrip()), "has no newline at its end"),
+        (lambda path: path.write_text(CONFIG.replace("listen w", "listen x")), "HAProxy has no proxy w "),
+        (lambda path: path.write_text(CONFIG.replace("10.0.0.2", "10.0.0.9")), "HAProxy has no server 10.0.0.2:5444"),
+        (
+            lambda path: path.write_text(CONFIG.replace("listen w\n", "listen w\n default-server disabled\n")),
+            "haproxy.cfg:7: is disabled by a default-server line",
+        ),
+    ],
+)
+def test_files_that_cannot_be_made_right(config, spoil, message):
+    spoil(config)
+    down(config, message=f"CONFIG is not right for its next start: .*{message}")
+
+
+def test_without_a_file_a_haproxy_that_is_down_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "sleep", None)
+    with pytest.raises(TemporaryError, match="No such file or directory") as caught:
+        HOOKS[Promote](PROMOTE, balancer(str(tmp_path / "absent.sock")), time.monotonic() + 5)
+    assert "CONFIG" not in str(caught.value)
+
+
 # The state file
 
 

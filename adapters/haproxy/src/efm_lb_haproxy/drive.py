@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from efm_lb import Event, Outcome, PermanentError, TemporaryError
 from efm_lb_haproxy.reloads import is_reloading
-from efm_lb_haproxy.runtime import Interrupted, Look, Runtime
+from efm_lb_haproxy.runtime import Interrupted, Look, Runtime, Unreachable
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import Place, Step, Wish, steps, wishes
 
@@ -23,6 +23,7 @@ _TRIES = 8
 _WORKERS = 3
 """How many workers, one replaced by the next in a reload, a run brings right."""
 _RELOAD_PAUSE = 0.01
+_RESTART_PAUSE = 0.02
 _LONGEST_RELOAD = 5.0
 """Seconds that a reload in flight is waited for."""
 
@@ -50,7 +51,7 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     """Bring HAProxy in line with ``event``: the running process first, because clients wait, then the files.
 
     A reload that is in flight has read the files already, and would come up without the change. It is waited for, and
-    the new worker is brought right as well.
+    the new worker is brought right as well. The files of a HAProxy that does not answer are for its next start.
 
     :param deadline: by ``time.monotonic()``
     :return: changed or unchanged
@@ -62,7 +63,14 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     did: list[Step] = []
     written: list[str] = []
     kept = _Kept()
-    brought = _bring(event, setup, runtime, limit)
+    give_up = min(limit, monotonic() + setup.connect_timeout)
+    try:
+        # First, because it takes 2 ms, and the files with their validation 90: the next client is right after it.
+        brought = _bring(event, setup, runtime, limit)
+    except Unreachable as error:
+        if not setup.config:
+            raise
+        brought = _bring_started(event, setup, runtime, limit, give_up, error, written)
     for _ in range(_WORKERS):
         did += brought.did
         if setup.config:
@@ -75,6 +83,41 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
         except (TemporaryError, PermanentError) as error:
             raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
     return _outcome(setup, brought, did, written, kept.problem)
+
+
+def _bring_started(
+    event: Event,
+    setup: Setup,
+    runtime: Runtime,
+    limit: float,
+    give_up: float,
+    problem: Unreachable,
+    written: list[str],
+) -> _Brought:
+    """Bring the files right, then a HAProxy that is being started: it may have read them before.
+
+    :param give_up: when it counts as down
+    :param written: what was written is appended to it
+    :raises TemporaryError: it is down; says whether it will be right when it starts
+    """
+    # Not needed where HAProxy runs.
+    from efm_lb_haproxy.down import keep_alone
+
+    not_kept = ""
+    try:
+        keep_alone(event, setup, limit, written)
+    except (TemporaryError, PermanentError) as error:
+        not_kept = str(error)
+    while monotonic() + _RESTART_PAUSE < give_up:
+        sleep(_RESTART_PAUSE)
+        try:
+            return _bring(event, setup, runtime, limit)
+        except Unreachable as error:
+            problem = error
+    told = "; ".join([str(problem), *written])
+    if not_kept:
+        raise TemporaryError(f"{told}; CONFIG is not right for its next start: {not_kept}")
+    raise TemporaryError(f"{told}; CONFIG is right for its next start")
 
 
 def _outcome(

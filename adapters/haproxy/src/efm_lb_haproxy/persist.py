@@ -13,7 +13,7 @@ from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import Place, Wish
 
-__all__ = ["Change", "Files", "changes", "expanded", "keep", "read", "same_address"]
+__all__ = ["Change", "Files", "changes", "expanded", "is_address", "keep", "read", "same_address"]
 
 _TRIES = 3
 """How often a file that somebody else changed meanwhile is read and edited anew."""
@@ -65,7 +65,7 @@ def read(config: tuple[str, ...]) -> Files:
 
 def keep(
     setup: Setup,
-    runtime: Runtime,
+    runtime: Runtime | None,
     wanted: tuple[Wish, ...],
     nodes: tuple[Node, ...],
     proxies: Mapping[str, tuple[Server, ...]],
@@ -74,7 +74,8 @@ def keep(
 ) -> None:
     """Bring the configuration files, and a server state file that they name, in line with ``wanted``.
 
-    :param proxies: HAProxy's servers, already as wanted
+    :param runtime: None when HAProxy does not answer
+    :param proxies: HAProxy's servers
     :param written: what was written is appended to it, in words
     :raises TemporaryError: something could not be written; the file is as it was
     :raises PermanentError: the files cannot hold what is wanted, or haproxy refuses them as they are
@@ -99,7 +100,7 @@ def keep(
 
 
 def _write(
-    setup: Setup, runtime: Runtime, files: Files, todo: list[Change], deadline: float, written: list[str]
+    setup: Setup, runtime: Runtime | None, files: Files, todo: list[Change], deadline: float, written: list[str]
 ) -> None:
     from efm_lb_haproxy.validate import validate
 
@@ -186,7 +187,7 @@ def _node(line: ServerLine, nodes: tuple[Node, ...], proxies: Mapping[str, tuple
         for node in nodes:
             if node.is_at(line.host, line.port):
                 return node
-        if _is_address(line.host):
+        if is_address(line.host):
             return None
     for server in proxies.get(line.proxy, ()):
         if server.name == line.name:
@@ -194,7 +195,7 @@ def _node(line: ServerLine, nodes: tuple[Node, ...], proxies: Mapping[str, tuple
     return None
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
@@ -203,4 +204,4 @@ def same_address(line: ServerLine, server: Server) -> bool:
     if line.port is None:
         return True
     node = Node(line.host, line.host, line.port)
-    return server.is_node(node) or (not _is_address(line.host) and server.port == line.port)
+    return server.is_node(node) or (not is_address(line.host) and server.port == line.port)

@@ -17,7 +17,7 @@ from efm_lb import PermanentError, TemporaryError
 from efm_lb_haproxy.servers import FormatError, Server, parse_sessions, parse_state
 from efm_lb_haproxy.settings import Endpoint, Tls
 
-__all__ = ["Interrupted", "Look", "Runtime", "answers_of"]
+__all__ = ["Interrupted", "Look", "Runtime", "Unreachable", "answers_of"]
 
 _MAX_RECEIVED = 16 * 1024 * 1024
 """Bytes; HAProxy tells about 150 per server."""
@@ -27,6 +27,10 @@ _RETRY_PAUSE = 0.01
 
 class Interrupted(TemporaryError):
     """The connection broke, or the answer makes no sense: a new one may do better."""
+
+
+class Unreachable(TemporaryError):
+    """Nobody listens, or nobody answers: HAProxy is down, or frozen."""
 
 
 class Look(NamedTuple):
@@ -62,7 +66,8 @@ class Runtime:
         Without commands, a connection that breaks is tried anew for as long as a connect may take.
 
         :param deadline: by ``time.monotonic()``
-        :raises TemporaryError: no answer
+        :raises Unreachable: it is down, or does not answer
+        :raises TemporaryError: its answer is none
         :raises PermanentError: HAProxy does not allow the commands, or it is no HAProxy
         """
         names = tuple(proxies)
@@ -154,7 +159,7 @@ class Runtime:
                     break
         except TimeoutError:
             if not received:
-                raise TemporaryError(f"{self.endpoint} accepted the connection and did not answer in time") from None
+                raise Unreachable(f"{self.endpoint} accepted the connection and did not answer in time") from None
         self._demand_haproxy(received)
         answers = answers_of(received, count)
         if answers is None:
@@ -226,7 +231,7 @@ def _open(endpoint: Endpoint, limit: float) -> _socket.socket:
             connection.close()
             raise
         connection.close()
-    raise TemporaryError(f"cannot connect to {endpoint}: {problem}")
+    raise Unreachable(f"cannot connect to {endpoint}: {problem}")
 
 
 def _addresses(endpoint: Endpoint) -> list[tuple[int, str | tuple[object, ...]]]:

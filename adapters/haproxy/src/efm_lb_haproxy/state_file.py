@@ -16,7 +16,7 @@ from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import FormatError, Server, node_of, parse_state
 from efm_lb_haproxy.wishes import Place, Wish
 
-__all__ = ["StateFile", "contradicts", "refresh", "state_files"]
+__all__ = ["StateFile", "contradicts", "refresh", "state_files", "without"]
 
 
 class StateFile(NamedTuple):
@@ -81,7 +81,7 @@ def contradicts(servers: tuple[Server, ...], wanted: tuple[Wish, ...], nodes: tu
 
 
 def refresh(
-    runtime: Runtime,
+    runtime: Runtime | None,
     files: Mapping[str, bytes],
     wanted: tuple[Wish, ...],
     nodes: tuple[Node, ...],
@@ -90,6 +90,7 @@ def refresh(
 ) -> None:
     """Write every state file anew that would undo what is wanted. One that is not there undoes nothing.
 
+    :param runtime: None when HAProxy does not answer
     :param written: what was written is appended to it, in words
     :raises TemporaryError: one cannot be read or written
     :raises PermanentError: where one is cannot be told
@@ -106,9 +107,20 @@ def refresh(
             continue
         before = read_file(file.path)
         if contradicts(_servers(before), wanted, nodes):
-            now = runtime.ask("show servers state" + (f" {file.proxy}" if file.proxy else ""), deadline)
-            replace_file(file.path, before, now.encode())
+            if runtime:
+                query = "show servers state" + (f" {file.proxy}" if file.proxy else "")
+                now = runtime.ask(query, deadline).encode()
+            else:
+                now = without(before, wanted, nodes)
+            replace_file(file.path, before, now)
             written.append(f"{file.path} written")
+
+
+def without(content: bytes, wanted: tuple[Wish, ...], nodes: tuple[Node, ...]) -> bytes:
+    """A state file without the servers that are not as wanted: haproxy takes theirs from its configuration. Pure."""
+    version, header, *rows = content.splitlines(keepends=True)
+    kept = [row for row in rows if not contradicts(_servers(version + header + row), wanted, nodes)]
+    return b"".join([version, header, *kept])
 
 
 def _servers(content: bytes) -> tuple[Server, ...]:

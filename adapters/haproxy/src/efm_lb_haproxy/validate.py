@@ -42,13 +42,14 @@ def locate(program: str) -> str:
 
 
 def validate(
-    program: str, runtime: Runtime, paths: tuple[str, ...], contents: Mapping[str, bytes], deadline: float
+    program: str, runtime: Runtime | None, paths: tuple[str, ...], contents: Mapping[str, bytes], deadline: float
 ) -> str:
     """Have haproxy read the configuration with ``contents`` in the place of some files.
 
     The new contents lie next to the files that they are for, so that relative paths lead to the same places. The
     environment is that of the running HAProxy, if it tells: its files may use variables.
 
+    :param runtime: None when HAProxy does not answer
     :param paths: all files, in order
     :return: a note for the outcome: empty, or that nothing was validated
     :raises TemporaryError: it refused, took too long, or the new contents could not be laid down
@@ -133,10 +134,10 @@ def _run(argv: list[str], environment: Mapping[str, str], deadline: float) -> tu
         os.close(reader)
 
 
-def _environment(runtime: Runtime, deadline: float) -> dict[str, str]:
+def _environment(runtime: Runtime | None, deadline: float) -> dict[str, str]:
     """The environment of the running HAProxy, else our own."""
     try:
-        told = runtime.ask("show env", deadline)
+        told = runtime.ask("show env", deadline) if runtime else ""
     except (TemporaryError, PermanentError):
         told = ""
     found = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
