@@ -420,6 +420,33 @@ def test_trap_33_every_other_server_goes_not_only_the_one_that_is_named(manager,
     assert disabled(haproxy.config, WRITE) == "n1 n3"
 
 
+@pytest.mark.parametrize("line", ["retries 3", "option redispatch 1", "retries 0"])
+def test_a_client_that_connects_while_the_primary_is_gone(start_haproxy, manage, cluster, line):
+    """What it sends first, as every client of PostgreSQL does, keeps it from being cut with the server's sessions."""
+    haproxy = start_haproxy()
+    haproxy.write_config(haproxy.config.read_text().replace("    retries 0\n", f"    {line}\n"))
+    reloaded(haproxy)
+    manager = manage(haproxy)
+    cluster.nodes[0].kill()
+    with socket.create_connection((haproxy.host, haproxy.write_port)) as client:
+        client.settimeout(30)
+        client.sendall(bytes.fromhex("0000000804d2162f"))  # may I speak TLS?
+        if line == "retries 0":
+            assert client.recv(1) == b"", "told at once, it can try again"
+        cluster.nodes[1].promote()
+        assert manager.send(Promote, 1).result is Result.CHANGED
+        assert manager.belief() == "- W r"
+        if line == "option redispatch 1":
+            assert client.recv(1) == b"N"
+        if line == "retries 3":
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+            client.settimeout(30)
+            assert client.recv(1) == b"", "this is the trap: held, and then cut"
+    assert any("held for seconds (`retries`)" in text for text in findings(manager)) == (line == "retries 3")
+
+
 # The editor's idea of a word
 
 

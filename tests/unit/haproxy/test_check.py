@@ -14,7 +14,7 @@ from efm_lb_haproxy.check import http_checked, of_configuration, of_socket
 from efm_lb_haproxy.settings import Endpoint, setup_of
 from unit.haproxy.haproxy_model import CONFIG, FakeHaproxy, Model, balancer, truth
 
-GOOD = CONFIG.replace(" check", " check on-marked-down shutdown-sessions")
+GOOD = CONFIG.replace(" check", " check on-marked-down shutdown-sessions").replace("mode tcp", "retries 0")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_http_checks_are_seen_without_the_file():
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("\tmode tcp", " option httpchk OPTIONS /primary", "haproxy.cfg:3: its health check is HTTP"),
+        ("\tretries 0", " option httpchk OPTIONS /primary", "haproxy.cfg:3: its health check is HTTP"),
         ("listen w\n", "listen w\n option httpchk\n", "haproxy.cfg:5: its health check is HTTP"),
         ("backend r\n", "backend r\n stick on src\n", "haproxy.cfg:9: a drained server still gets the clients"),
         (
@@ -160,10 +160,35 @@ def test_what_the_files_say(look, before, after, message):
 def test_on_marked_down_may_come_from_default_server():
     setup = setup_of(balancer("/a", write=["w"], read=None))
     line = " default-server on-marked-down shutdown-sessions\n"
-    for text in (CONFIG.replace("listen w\n", f"listen w\n{line}"), CONFIG.replace("\tmode tcp\n", line)):
+    config = CONFIG.replace("listen w\n", "listen w\n retries 0\n")
+    for text in (config.replace("listen w\n", f"listen w\n{line}"), config.replace("\tmode tcp\n", line)):
         assert list(of_configuration(setup, {"a": text.encode()})) == []
-    elsewhere = CONFIG.replace("backend r\n", f"backend r\n{line}")
+    elsewhere = config.replace("backend r\n", f"backend r\n{line}")
     assert len(list(of_configuration(setup, {"a": elsewhere.encode()}))) == 3
+
+
+@pytest.mark.parametrize(
+    ("defaults", "proxy", "found"),
+    [
+        ("", "", True),
+        ("retries 0", "", False),
+        ("option redispatch 1", "", False),
+        ("", "retries 0", False),
+        ("", "option redispatch 1", False),
+        ("", "option redispatch", True),
+        ("retries 0", "retries 3", True),
+        ("option redispatch 1", "no option redispatch", True),
+        ("retries 0\ndefaults", "", True),
+        ("retries 0", "retries 3\nbackend other\n retries 0", True),
+    ],
+)
+def test_a_client_that_is_held_while_the_primary_is_gone(defaults, proxy, found):
+    setup = setup_of(balancer("/a", write=["w"], read=None))
+    text = f"defaults\n {defaults}\nlisten w\n bind :1\n {proxy}\n"
+    told = [f.detail for f in of_configuration(setup, {"a": text.encode()})]
+    assert [detail.startswith("a client that connects while the primary is gone is held") for detail in told] == (
+        [True] if found else []
+    )
 
 
 def test_no_config_setting(model):
