@@ -13,7 +13,7 @@ import stat
 from _thread import get_ident
 
 from efm_lb.outcomes import PermanentError, TemporaryError
-from efm_lb.state import write_all
+from efm_lb.state import put
 
 __all__ = ["read_file", "replace_file"]
 
@@ -67,20 +67,14 @@ def _replace(path: str, target: str, before: os.stat_result, content: bytes) -> 
     directory, name = os.path.split(target)
     # Hidden, and without the ending of a configuration file: a balancer that reads a whole directory passes it over.
     temporary = os.path.join(directory, f".{name}.{os.getpid()}-{get_ident()}.efm-lb")
-    descriptor = _create(temporary)
-    try:
-        try:
-            write_all(descriptor, content)
-            _make_alike(descriptor, path, target, before)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+    def finish(descriptor: int) -> None:
+        _make_alike(descriptor, path, target, before)
+        os.fsync(descriptor)
         if _identity(os.stat(target)) != _identity(before):
             raise _changed(path)
-        os.rename(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+    put(temporary, target, content, finish)
 
 
 def _read(path: str) -> tuple[bytes, os.stat_result]:
@@ -100,15 +94,6 @@ def _read(path: str) -> tuple[bytes, os.stat_result]:
         return content, status
     finally:
         os.close(descriptor)
-
-
-def _create(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags, 0o600)
-    except FileExistsError:  # left by a process of the same number that was killed
-        os.unlink(path)
-        return os.open(path, flags, 0o600)
 
 
 def _flush(directory: int) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from efm_lb.truth import Node, Truth
 
-__all__ = ["State", "hand_over", "new_call", "replace", "write_all"]
+__all__ = ["State", "hand_over", "new_call", "put", "replace", "write_all"]
 
 
 def new_call() -> str:
@@ -96,7 +97,22 @@ def replace(path: str, content: bytes, mode: int) -> None:
     :param mode: the file's, whatever the umask is; root's file belongs to the directory's owner, see `hand_over`
     :raises OSError: it could not be written; the file is as it was, and nothing lies beside it
     """
-    partial = f"{path}.{os.getpid()}"
+
+    def finish(descriptor: int) -> None:
+        os.fchmod(descriptor, mode)
+        hand_over(descriptor, path)
+
+    put(f"{path}.{os.getpid()}", path, content, finish)
+
+
+def put(partial: str, path: str, content: bytes, finish: Callable[[int], None]) -> None:
+    """Put ``content`` in place of a file's by way of another file beside it.
+
+    :param partial: the other file, which is this process's own; one that a process of the same number left is removed
+    :param finish: called with its descriptor when it is written; it has mode 0600 until then
+    :raises OSError: it could not be written; the file is as it was, and nothing lies beside it. The same is true for
+        whatever ``finish`` raises
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(partial, flags, 0o600)
@@ -106,8 +122,7 @@ def replace(path: str, content: bytes, mode: int) -> None:
     try:
         try:
             write_all(descriptor, content)
-            os.fchmod(descriptor, mode)
-            hand_over(descriptor, path)
+            finish(descriptor)
         finally:
             os.close(descriptor)
         os.rename(partial, path)

@@ -173,14 +173,14 @@ def test_whatever_fails_the_old_file_is_whole_and_nothing_is_left(
 
 def test_a_left_over_of_a_killed_process_is_no_hindrance(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = []
-    create = replace._create
+    put = replace.put
 
-    def remember(path: str) -> int:
-        names.append(path)
-        Path(path).write_bytes(b"half")
-        return create(path)
+    def remember(partial: str, path: str, content: bytes, finish: Callable[[int], None]) -> None:
+        names.append(partial)
+        Path(partial).write_bytes(b"half")
+        put(partial, path, content, finish)
 
-    monkeypatch.setattr(replace, "_create", remember)
+    monkeypatch.setattr(replace, "put", remember)
     replace_file(str(file), OLD, NEW)
     assert intact(file, NEW)
     assert all(Path(name).name.startswith(".") and not name.endswith(".cfg") for name in names)
