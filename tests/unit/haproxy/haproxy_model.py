@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 import tempfile
-import threading
 from pathlib import Path
 
 from efm_lb import Balancer, Node, NodeState, Reach, Role, Truth
+from unit.accepting import Accepting
 
 NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 STATES = {
@@ -118,7 +117,7 @@ class Model:
 
 
 class FakeHaproxy:
-    """Serves a model on a Unix socket, one connection after the other.
+    """Serves a model on a Unix socket.
 
     :param serve: called with each accepted socket instead, when the model is not to answer
     """
@@ -127,32 +126,22 @@ class FakeHaproxy:
         self.model = model
         self._directory = tempfile.TemporaryDirectory(prefix="efm-lb-")
         self.path = f"{self._directory.name}/admin.sock"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen()
-        self._serve = serve or self._answer
-        self.connections = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.path)
+        listener.listen()
+        self._accepting = Accepting(listener, serve or self._answer)
+
+    @property
+    def connections(self):
+        return self._accepting.connections
 
     def __enter__(self):
-        self._thread.start()
+        self._accepting.start()
         return self
 
     def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
+        self._accepting.stop()
         self._directory.cleanup()
-
-    def _run(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with connection, contextlib.suppress(OSError):
-                self._serve(connection)
 
     def _answer(self, connection):
         with connection.makefile("r") as stream:

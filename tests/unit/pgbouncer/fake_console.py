@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from efm_lb import Balancer, Node, NodeState, Reach, Role, Truth
+from unit.accepting import Accepting
 
 NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 STATES = {
@@ -154,45 +155,26 @@ class FakeConsole:
         self.retry = RETRY
         self.over = threading.Event()
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._connections = []
-        self._threads = []
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
         self.places = {}
         self._load()
+        self._accepting = Accepting(listener, self._answer)
 
     @property
     def admin(self):
         return f"host=127.0.0.1 port={self.port} user=efm_lb"
 
     def __enter__(self):
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._accepting.start()
         return self
 
     def __exit__(self, *_):
         self.over.set()
-        for each in (self._listener, *self._connections):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(5)
+        self._accepting.stop()
 
-    def _run(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._talk, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _talk(self, connection):
-        with connection, connection.makefile("rb") as stream, contextlib.suppress(OSError, Closed, struct.error):
+    def _answer(self, connection):
+        with connection.makefile("rb") as stream, contextlib.suppress(Closed, struct.error):
             while True:
                 (size,) = struct.unpack("!i", stream.read(4))
                 body = stream.read(size - 4)

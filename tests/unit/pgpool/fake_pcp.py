@@ -1,9 +1,9 @@
 """A PCP server that can be told to misbehave, and the bytes that a real one sends."""
 
-import contextlib
 import hashlib
 import socket
-import threading
+
+from unit.accepting import Accepting
 
 SALT = b"\0ab\xff"
 NODES_4_3 = (
@@ -42,34 +42,22 @@ ALL_4_2 = COUNT + b"".join(frame(b"i", b"CommandComplete\0" + row) for row in NO
 
 
 class FakePgpool:
-    """Accepts connections, one after the other, and lets ``serve`` talk.
+    """Accepts connections, and lets ``serve`` talk.
 
     :param serve: called with each accepted socket; it is closed when that returns
     """
 
     def __init__(self, serve):
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._serve = serve
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self._accepting = Accepting(listener, serve)
 
     def __enter__(self):
-        self._thread.start()
+        self._accepting.start()
         return self
 
     def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-
-    def _run(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                self._serve(connection)
+        self._accepting.stop()
 
 
 class Conversation:
