@@ -9,6 +9,7 @@ into, whatever their condition: all lines of a server are kept alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 __all__ = ["Line", "ServerLine", "Word", "edited", "lines", "server_lines", "words"]
@@ -136,8 +137,10 @@ def _word(content: bytes, start: int, end: int) -> tuple[Word, int]:
     return Word(start, at, bytes(value), literal), at
 
 
-def lines(content: bytes) -> Iterator[Line]:
+@cache
+def lines(content: bytes) -> tuple[Line, ...]:
     """Every line that holds words, in order."""
+    found_lines = []
     section = name = ""
     start, number = 0, 0
     while start < len(content):
@@ -149,8 +152,9 @@ def lines(content: bytes) -> Iterator[Line]:
             if found[0].value in _SECTIONS:
                 section = found[0].value.decode()
                 name = _text(found[1].value) if len(found) > 1 else ""
-            yield Line(number, section, name, found)
+            found_lines.append(Line(number, section, name, found))
         start = end + 1
+    return tuple(found_lines)
 
 
 def server_lines(content: bytes) -> list[ServerLine]:

@@ -37,16 +37,6 @@ class _Brought(NamedTuple):
     problems: tuple[str, ...]
 
 
-class _Kept(NamedTuple):
-    """What was written to files.
-
-    :param problem: None, or why not everything was
-    """
-
-    written: tuple[str, ...] = ()
-    problem: TemporaryError | PermanentError | None = None
-
-
 def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     """Bring HAProxy in line with ``event``: the running process first, because clients wait, then the files.
 
@@ -62,7 +52,7 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     runtime = Runtime(setup.endpoint, setup.connect_timeout, setup.tls)
     did: list[Step] = []
     written: list[str] = []
-    kept = _Kept()
+    problem: TemporaryError | PermanentError | None = None
     give_up = min(limit, monotonic() + setup.connect_timeout)
     try:
         # First, because it takes 2 ms, and the files with their validation 90: the next client is right after it.
@@ -74,15 +64,14 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     for _ in range(_WORKERS):
         did += brought.did
         if setup.config:
-            kept = _keep(event, setup, runtime, brought, limit)
-            written += kept.written
+            problem = _keep(event, setup, runtime, brought, limit, written)
         try:
-            if not _is_replaced(setup, runtime, brought.look, bool(brought.did or kept.written), limit):
+            if not _is_replaced(setup, runtime, brought.look, bool(did or written), limit):
                 break
             brought = _bring(event, setup, runtime, limit)
         except (TemporaryError, PermanentError) as error:
             raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
-    return _outcome(setup, brought, did, written, kept.problem)
+    return _outcome(setup, brought, did, written, problem)
 
 
 def _bring_started(
@@ -201,17 +190,21 @@ def _state(step: Step) -> str:
     return f"{step.server.state}{inherited}{sessions}"
 
 
-def _keep(event: Event, setup: Setup, runtime: Runtime, brought: _Brought, limit: float) -> _Kept:
-    """Bring the files right. Clients have what they need by now, so whatever is wrong here is told, not raised."""
+def _keep(
+    event: Event, setup: Setup, runtime: Runtime, brought: _Brought, limit: float, written: list[str]
+) -> TemporaryError | PermanentError | None:
+    """Bring the files right. Clients have what they need by now, so whatever is wrong here is told, not raised.
+
+    :param written: what was written is appended to it
+    """
     # Not needed where CONFIG is not set.
     from efm_lb_haproxy.persist import keep
 
-    written: list[str] = []
     try:
         keep(setup, runtime, brought.wanted, event.truth.nodes, brought.look.proxies, limit, written)
     except (TemporaryError, PermanentError) as error:
-        return _Kept(tuple(written), error)
-    return _Kept(tuple(written))
+        return error
+    return None
 
 
 def _is_replaced(setup: Setup, runtime: Runtime, look: Look, changed: bool, limit: float) -> bool:

@@ -92,10 +92,11 @@ def keep(
             # Judged anew where somebody wrote meanwhile; what else is wrong stays wrong.
             if not remaining or read(setup.config) == files:
                 raise
-    # Only where files of ours can name one.
-    from efm_lb_haproxy.state_file import refresh
+    if any(b"load-server-state-from-file" in content for content in files.values()):
+        # Hardly anybody has one.
+        from efm_lb_haproxy.state_file import refresh
 
-    refresh(runtime, files, wanted, nodes, deadline, written)
+        refresh(runtime, files, wanted, nodes, deadline, written)
     _demand_complete(setup, files, wanted, nodes, proxies)
 
 
