@@ -101,6 +101,51 @@ def test_trap_16_a_reload_undoes_what_set_has_done(manager, pgbouncer, cluster):
     assert setting(pgbouncer, "server_login_retry") == "15", "and has its own value again"
 
 
+def test_trap_17_a_server_that_is_about_to_be_closed_is_none(manager, pgbouncer, cluster):
+    """A login at a dead standby has failed. The other one serves all, until the RELOAD has its sessions closed."""
+    gaps = []
+
+    def read(one):
+        one.execute("begin", timeout=25)
+        one.execute("select 1", timeout=25)
+        one.execute("commit")
+
+    def go_on():
+        for _ in range(40):
+            started = time.monotonic()
+            while True:  # a client may be told that logins fail, and tries again
+                with contextlib.suppress(sql.SqlError):
+                    pgbouncer.query("select 1", READ, timeout=25)
+                    break
+                time.sleep(0.02)
+            gaps.append(time.monotonic() - started)
+            time.sleep(0.02)
+
+    with contextlib.ExitStack() as readers:
+        while True:
+            first = readers.enter_context(session(pgbouncer, READ))
+            first.execute("begin")
+            if host_of(first) == cluster.nodes[1].host:
+                break
+        cluster.nodes[2].kill()
+        for _ in range(4):  # the two are tried in turns
+            waiting = threading.Thread(target=read, args=(readers.enter_context(session(pgbouncer, READ)),))
+            waiting.start()
+            waiting.join(1)
+            if waiting.is_alive():
+                break
+        assert waiting.is_alive(), "its login has failed"
+        first.execute("commit")
+        waiting.join()
+        readers.close()
+        going = threading.Thread(target=go_on)
+        going.start()
+        assert manager.send(Detach, 2).result is Result.CHANGED
+        going.join()
+    assert max(gaps) < 8, "and not 15"
+    assert setting(pgbouncer, "server_login_retry") == "15"
+
+
 def test_trap_17_a_login_that_kill_interrupts_makes_nobody_wait(manager, pgbouncer, cluster, monkeypatch):
     """It counts as one that failed, so that no other is tried for 15 s, unless that is lifted before."""
     sent = []
@@ -317,7 +362,7 @@ def test_trap_30_the_same_commands_again_and_again_in_one_session(manager, pgbou
             assert one.command("RELOAD", limit) == "RELOAD"
             assert WRITE in one.databases(limit)
             one.servers(limit)
-            one.waiting(limit)
+            one.pools(limit)
 
 
 def test_trap_32_a_file_that_is_right_does_not_prove_that_pgbouncer_is(manager, pgbouncer, cluster):

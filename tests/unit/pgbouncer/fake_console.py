@@ -142,7 +142,8 @@ class FakeConsole:
     :ivar instead: by command, a list of what is done instead of answering it, one after the other; then it is answered
     :ivar login: the same for logins
     :ivar sent: every command that is no SHOW, in order, as all sessions sent them
-    :ivar servers: ``(database, host, port)`` of server connections
+    :ivar servers: ``(database, host, port)`` of server connections, which lead to where their entry led before
+    :ivar pools: the databases that clients have used
     """
 
     def __init__(self, config):
@@ -151,6 +152,7 @@ class FakeConsole:
         self.login = []
         self.sent = []
         self.servers = []
+        self.pools = []
         self.paused = set()
         self.retry = RETRY
         self.over = threading.Event()
@@ -241,14 +243,12 @@ class FakeConsole:
                 for name, (host, port) in {**self.places, "pgbouncer": (None, str(self.port))}.items()
             ]
         elif what == "SERVERS":
-            columns = ("type", "database", "addr", "port", "close_needed")
-            rows = [
-                {"type": "S", "database": name, "addr": host, "port": str(port), "close_needed": "1"}
-                for name, host, port in self.servers
-            ]
+            columns = ("type", "user", "database", "state", "addr", "port", "close_needed")
+            told = {"type": "S", "user": "app", "state": "idle", "close_needed": "1"}
+            rows = [{**told, "database": name, "addr": host, "port": str(port)} for name, host, port in self.servers]
         elif what == "POOLS":
-            columns = ("database", "cl_active", "cl_waiting", "sv_active", "sv_idle", "sv_used", "sv_tested")
-            rows = [{**dict.fromkeys(columns, "0"), "database": name} for name in self.places]
+            columns = ("database", "user", "cl_active", "cl_waiting")
+            rows = [{**dict.fromkeys(columns, "0"), "database": name, "user": "app"} for name in self.pools]
         elif what == "CONFIG":
             columns = ("key", "value", "default", "changeable")
             values = {"pool_mode": "transaction", "server_login_retry": self.retry, "query_wait_timeout": "120"}

@@ -14,6 +14,7 @@ import pytest
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import adapter, drive
+from efm_lb_pgbouncer.console import Session
 from unit.pgbouncer.fake_console import (
     ENTRIES,
     NODES,
@@ -93,10 +94,25 @@ def test_columns_that_moved_and_new_ones(fake):
     assert moved(fake)
 
 
+@pytest.mark.parametrize(("databases", "looks"), [("xPs", 3), ("sPs", 1)])
+def test_whose_login_may_have_failed_is_given_time_to_come_again(fake, monkeypatch, databases, looks):
+    """The old primary is down, or it is a standby by now, and logged everybody in."""
+    fake.pools = ["app"]
+    told = []
+    pools = Session.pools
+    monkeypatch.setattr(Session, "pools", lambda *given: told.append(fake.retry) or pools(*given))
+    monkeypatch.setattr("efm_lb_pgbouncer.console._CONNECTED", 0.1)
+    assert send(fake, Promote(NODES[1], truth(databases))).result is Result.CHANGED
+    assert len(told) >= looks
+    assert looks > 1 or len(told) == 1
+    assert RETRY not in told, "and until then logins are tried at once"
+    assert fake.retry == RETRY
+
+
 LACKING = [
     *(("DATABASES", column) for column in ("name", "host", "port", "paused", "disabled", "pool_mode")),
-    *(("SERVERS", column) for column in ("database", "addr", "port", "close_needed")),
-    *(("POOLS", column) for column in ("database", "cl_waiting", "sv_idle")),
+    *(("SERVERS", column) for column in ("database", "user", "state", "addr", "port", "close_needed")),
+    *(("POOLS", column) for column in ("database", "user", "cl_waiting")),
     ("CONFIG", "key"),
 ]
 
@@ -104,6 +120,7 @@ LACKING = [
 @pytest.mark.parametrize(("what", "column"), LACKING)
 def test_a_column_that_is_not_there(fake, what, column):
     fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.pools = ["app"]
     fake.instead[f"SHOW {what}"] = [without(column)] * 9
     with pytest.raises(PermanentError, match=f"port={fake.port} .*: SHOW {what} has no column {column}: is this PgB"):
         send(fake, PROMOTE)

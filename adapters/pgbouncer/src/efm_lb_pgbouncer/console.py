@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from time import monotonic, sleep
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ __all__ = ["LOGIN_RETRY", "Console", "Database", "Interrupted", "Refused", "Serv
 LOGIN_RETRY = "server_login_retry"
 """The setting: seconds for which no login is tried after one that failed, or that was broken off by PAUSE or KILL."""
 _CONNECTED = 1.0
-"""Seconds that waiting clients get to be connected before that setting has its own value again."""
+"""Seconds that clients have to come and be connected before that setting has its own value again."""
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
 _NO_RETRY = ("connection option", "connection string", "connection info string", "invalid port number")
@@ -49,15 +49,21 @@ class Database(NamedTuple):
 class Server(NamedTuple):
     """One connection to a database server, a row of SHOW SERVERS.
 
-    :param database: the entry
+    :param pool: the entry, and the user
     :param host: an address, or ``unix``
     :param close_needed: it leads to where the entry led before
+    :param logged_in: it can be given to a client
     """
 
-    database: str
+    pool: tuple[str, str]
     host: str
     port: int
     close_needed: bool
+    logged_in: bool
+
+    @property
+    def database(self) -> str:
+        return self.pool[0]
 
 
 class Console:
@@ -137,26 +143,37 @@ class Session:
     def servers(self, limit: float) -> list[Server]:
         """SHOW SERVERS."""
         return [
-            Server(row["database"] or "", row["addr"] or "", row.number("port"), row["close_needed"] == "1")
+            Server(
+                _pool(row),
+                row["addr"] or "",
+                row.number("port"),
+                row["close_needed"] == "1",
+                row["state"] != "new",
+            )
             for row in self._rows("SHOW SERVERS", limit)
         ]
 
-    def waiting(self, limit: float) -> dict[str, bool]:
-        """SHOW POOLS: for each database whether a client waits for a server and there is none."""
-        stuck: dict[str, bool] = {}
-        for row in self._rows("SHOW POOLS", limit):
-            connected = any(row[name] not in ("0", None) for name in ("sv_active", "sv_idle", "sv_used", "sv_tested"))
-            name = row["database"] or ""
-            stuck[name] = stuck.get(name, False) or (row["cl_waiting"] not in ("0", None) and not connected)
-        return stuck
+    def pools(self, limit: float) -> dict[tuple[str, str], bool]:
+        """SHOW POOLS: each pool, and whether a client waits for a server of it."""
+        return {_pool(row): row["cl_waiting"] != "0" for row in self._rows("SHOW POOLS", limit)}
 
-    def wait_connected(self, names: Iterable[str], limit: float) -> None:
-        """Wait until no client of these databases waits for a server and there is none, for a second at most."""
-        until = min(monotonic() + _CONNECTED, limit)
+    def wait_connected(self, names: Iterable[str], failed: Collection[str], limit: float) -> None:
+        """Wait, for a second at most, until each pool of these databases has a server if a client waits for one.
+
+        :param failed: those databases in which a login may have failed. Their clients may have been sent away, and come
+            again in a moment, so each of their pools shall have a server. One that leads to where the entry led before
+            is none: it is closed before the next client gets it.
+        """
+        names = set(names)
+        left = limit - monotonic()
+        until = monotonic() + min(_CONNECTED, left / 2)
         pause = _FIRST_PAUSE
         while True:
-            waiting = self.waiting(limit)
-            if not any(waiting.get(name) for name in names) or monotonic() + pause > until:
+            pools = self.pools(limit)
+            needed = {pool for pool, waits in pools.items() if pool[0] in names and (waits or pool[0] in failed)}
+            if needed:
+                needed -= {each.pool for each in self.servers(limit) if each.logged_in and not each.close_needed}
+            if not needed or monotonic() + pause > until:
                 return
             sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -207,6 +224,10 @@ class _Row(dict[str, "str | None"]):
 
     def __missing__(self, name: str) -> str | None:
         raise PermanentError(f"{self._where} has no column {name}: is this PgBouncer 1.9 or newer?")
+
+
+def _pool(row: _Row) -> tuple[str, str]:
+    return row["database"] or "", row["user"] or ""
 
 
 def quoted(name: str) -> str:

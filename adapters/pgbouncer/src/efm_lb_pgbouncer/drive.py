@@ -24,9 +24,9 @@ from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, Tempor
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Database, Interrupted, Refused, Server, Session, quoted
 from efm_lb_pgbouncer.entries import EntryError, Location, edited
 from efm_lb_pgbouncer.pooler import Pooler
-from efm_lb_pgbouncer.targets import Targets, is_at, targets
+from efm_lb_pgbouncer.targets import Targets, is_at, nodes_at, targets
 
-__all__ = ["changes", "drive", "in_parallel", "leftovers", "to_resume", "wanted_of", "wrong"]
+__all__ = ["changes", "drive", "in_parallel", "leftovers", "may_have_failed", "to_resume", "wanted_of", "wrong"]
 
 _MARGIN = 0.1
 """Seconds before the deadline at which to give up, so that the reason is still told."""
@@ -112,6 +112,15 @@ def wrong(databases: dict[str, Database], wanted: Targets) -> list[str]:
         name
         for name, location in wanted.locations.items()
         if name not in databases or databases[name].location != location
+    ]
+
+
+def may_have_failed(databases: dict[str, Database], wanted: Targets) -> list[str]:
+    """The entries that lead to a node at which a login fails, also where they lead to others as well. Pure."""
+    return [
+        name
+        for name in wanted.locations
+        if name in databases and any(node in wanted.down for node in nodes_at(databases[name].location, wanted.nodes))
     ]
 
 
@@ -226,12 +235,14 @@ class _Told:
     :ivar did: in words, for a person
     :ivar begun: something was told that only the last RELOAD ends
     :ivar lifted: server_login_retry was set
+    :ivar failed: the entries in which a login may have failed, before they were changed
     """
 
     def __init__(self) -> None:
         self.did: list[str] = []
         self.begun = False
         self.lifted = False
+        self.failed: set[str] = set()
 
     def add(self, words: str) -> None:
         if words not in self.did:
@@ -276,6 +287,7 @@ def _settler(
 
 def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, limit: float, told: _Told) -> None:
     databases = session.databases(limit)
+    told.failed.update(may_have_failed(databases, wanted))
     writer = wanted.writer
     if told.begun or wrong(databases, wanted):
         told.begun = True
@@ -292,7 +304,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
         _end_leftovers(session, pooler, wanted, limit, told)
     if not told.begun:
         return
-    session.wait_connected([*wanted.locations], limit)
+    session.wait_connected([*wanted.locations], told.failed, limit)
     _tell(session, "RELOAD", limit)
     if told.lifted and _is_lifted(session, limit):
         raise PermanentError(

@@ -190,7 +190,7 @@ class _Watched:
         """Give server_login_retry its value again."""
         if self._session and self._login_retry:
             with suppress(Exception):
-                self._session.wait_connected(self._names, limit)
+                self._session.wait_connected(self._names, (), limit)
                 self._session.command(f"SET {LOGIN_RETRY} = '{self._login_retry}'", limit)
 
     def _lift_login_retry(self, limit: float) -> None:

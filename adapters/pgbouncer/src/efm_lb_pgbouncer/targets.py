@@ -25,6 +25,7 @@ class Targets(NamedTuple):
     :param kept: write entries that stay on the event's node because no other primary is proven
     :param notes: what else a person must know
     :param nodes: of the cluster
+    :param down: those of them that let nobody in, or do not answer
     :param primary: the proven one, None also when the event is to take it out
     """
 
@@ -33,6 +34,7 @@ class Targets(NamedTuple):
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
+    down: tuple[Node, ...] = ()
     primary: Node | None = None
 
 
@@ -79,7 +81,8 @@ def targets(event: Event, write: Mapping[str, Location], read: Mapping[str, Loca
             notes.append(f"{name} {note}")
     leaves = isinstance(event, Detach) and primary == event.node
     writer = primary if moves else None
-    return Targets(locations, writer, kept, tuple(notes), truth.nodes, None if leaves else primary)
+    down = tuple(node for node in truth.nodes if truth.role(node) is None)
+    return Targets(locations, writer, kept, tuple(notes), truth.nodes, down, None if leaves else primary)
 
 
 def _readers(
