@@ -24,9 +24,11 @@ NOT_AFFORDED = {
 }
 
 SCRIPT = """
-import sys
+import os, sys
+from efm_lb.head_start import begin
+begun = begin(sys.argv[1:], os.environ)
 from efm_lb.hook import main
-code = main(sys.argv[1:])
+code = main(sys.argv[1:], begun)
 print(*sys.modules, sep="\\n")
 sys.exit(code)
 """
