@@ -237,12 +237,7 @@ class _Turn:
     def take(self) -> bool:
         """Wait for the calls that are at it; whether there was none."""
         began = time.monotonic()
-        try:
-            self._held = lock.acquire(self._path, self._patience)
-        except TimeoutError as error:
-            self._notes.append(str(error))
-        except OSError as error:
-            self._notes.append(f"no lock: {error.filename}: {error.strerror}")
+        self._held = lock.take(self._path, self._patience, self._notes)
         return time.monotonic() - began < lock.POLL
 
     def give_up(self) -> None:

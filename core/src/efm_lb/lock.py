@@ -8,7 +8,7 @@ import time
 
 from efm_lb.state import hand_over
 
-__all__ = ["POLL", "acquire"]
+__all__ = ["POLL", "acquire", "take"]
 
 POLL = 0.02
 """Seconds between two tries."""
@@ -48,6 +48,21 @@ def acquire(path: str, patience: float) -> int:
             raise
         else:
             return descriptor
+
+
+def take(path: str, patience: float, notes: list[str]) -> int | None:
+    """The same for a caller that goes on without it: every step is idempotent; better two at once than none.
+
+    :param notes: takes why there is none
+    :return: None when there is none
+    """
+    try:
+        return acquire(path, patience)
+    except TimeoutError as error:
+        notes.append(str(error))
+    except OSError as error:
+        notes.append(f"no lock: {error.filename}: {error.strerror}")
+    return None
 
 
 def _open_to_all(descriptor: int, path: str) -> None:

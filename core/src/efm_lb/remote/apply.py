@@ -173,7 +173,9 @@ def _do(
     path = f"{configuration.state_dir}/{configuration.cluster}.{request.balancer}.apply.lock"
     held = None
     try:
-        held = _turn(path, round((deadline - time.monotonic()) / 2, 1), notes)
+        # Calls from two hosts come one after the other. Not under the lock of this host's own hooks: one of them may be
+        # waiting for this. Nor under one for all balancers: one that hangs costs no other.
+        held = lock.take(path, round((deadline - time.monotonic()) / 2, 1), notes)
         outcome = _act(request, truth, state, dispatcher, deadline)
     except BaseException as error:
         why = "terminated by a signal" if isinstance(error, Terminated) else str(error)
@@ -197,21 +199,6 @@ def _do(
     if notes:
         outcome = outcome._replace(detail=f"{outcome.detail}; on its host: {'; '.join(notes)}")
     return "outcome", outcome
-
-
-def _turn(path: str, patience: float, notes: list[str]) -> int | None:
-    """The balancer's lock, so that calls from two hosts come one after the other.
-
-    Not the lock of this host's own hooks: one of them may be waiting for this. Nor one for all balancers: one that
-    hangs costs no other.
-    """
-    try:
-        return lock.acquire(path, patience)
-    except TimeoutError as error:  # every step is idempotent; better two at once than none
-        notes.append(str(error))
-    except OSError as error:
-        notes.append(f"no lock: {error.filename}: {error.strerror}")
-    return None
 
 
 def _act(request: Request, truth: Truth, state: State, dispatcher: Dispatcher, deadline: float) -> Outcome | None:
