@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from threading import Thread
 
 from arms import efm_lb_hook, pgbouncer_hook
 from rows import Row
 
+from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.clients import Writer
 from efm_lb.rehearsal.cluster import TABLE, Cluster, Server
 from efm_lb.rehearsal.hooks import Hook
@@ -19,6 +21,8 @@ __all__ = ["Poolers"]
 
 ARMS = ("today", "efm-lb")
 WRITERS = 8
+LATE = 100
+"""The first number of a writer whose transaction had begun when the primary froze."""
 PATIENCE = 25.0
 """Seconds that a writer waits for an answer: a client without a time-out of its own, as most are."""
 DELIBERATION = 1.0
@@ -64,17 +68,21 @@ class Poolers:
 
     def pgbouncer_frozen(self) -> list[Row]:
         """The primary freezes, another one is promoted, and it thaws: what it commits then is lost."""
-        found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        open_: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        sent: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for number in range(self._runs):
             for arm in ARMS:
                 self._say(f"pgbouncer frozen primary {number + 1}/{self._runs} {arm}")
-                with self._scene(arm) as (hook, writers):
-                    found[arm].append(self._frozen(hook, writers))
-        row = Row(
-            "PgBouncer, frozen primary that thaws: rows that it commits then", "", found["today"], found["efm-lb"]
-        ).aim_value(0)
-        row.notes.append("a statement in the frozen server's socket runs when it thaws: only fencing helps there")
-        return [row]
+                with self._scene(arm, 0) as (hook, _, pooler):
+                    open_[arm].append(self._frozen_transactions(hook, pooler))
+                with self._scene(arm) as (hook, writers, _):
+                    sent[arm].append(self._frozen(hook, writers))
+        row = Row("PgBouncer, frozen primary that thaws: transactions that go on there", "", *open_.values())
+        own = Row("the same, statements that are their own transaction and were in its socket", "", *sent.values())
+        own.notes.append(
+            "the server has them when it freezes, and runs them when it thaws: only fencing it helps there"
+        )
+        return [row.aim_value(0), own]
 
     def _switchover(self, hook: Hook, writers: list[Writer]) -> tuple[float, float]:
         old, new, other = self._cluster.nodes
@@ -104,11 +112,42 @@ class Poolers:
         firsts = [writer.first_success(promoted) or time.monotonic() for writer in writers]
         return began, max(firsts) - promoted
 
+    def _frozen_transactions(self, hook: Hook, pooler: Pgbouncer) -> float:
+        """Eight clients have begun a transaction when the primary freezes: those that it commits once it thaws."""
+        entrance = pooler.writing
+        with ExitStack() as open_:
+            sessions = [
+                open_.enter_context(sql.Session(entrance.host, entrance.port, dbname=entrance.dbname))
+                for _ in range(WRITERS)
+            ]
+            for session in sessions:
+                session.execute("begin")
+
+            def work(number: int) -> None:
+                with suppress(sql.SqlError):
+                    statement = f"insert into {TABLE} (writer, number) values ({LATE + number}, 1)"
+                    sessions[number].execute(statement, PATIENCE)
+                    sessions[number].execute("commit", PATIENCE)
+
+            clients = [Thread(target=work, args=(number,)) for number in range(WRITERS)]
+            self._thawed(hook, lambda: [client.start() for client in clients])
+            for client in clients:
+                client.join()
+        return float(sum(writer >= LATE for writer, _ in _rows(self._cluster.nodes[0])))
+
     def _frozen(self, hook: Hook, writers: list[Writer]) -> float:
+        frozen = time.monotonic()
+        self._thawed(hook, lambda: None)
+        before = {(w.number, n) for w in writers for n, moment in w.acknowledged.items() if moment < frozen + 0.1}
+        old, new, _ = self._cluster.nodes
+        return float(len(_rows(old) - _rows(new) - before))
+
+    def _thawed(self, hook: Hook, meanwhile: Callable[[], object]) -> None:
+        """Freeze the primary, promote another one, tell the hook, and thaw the old one."""
         old, new, other = self._cluster.nodes
         old.freeze()
         try:
-            frozen = time.monotonic()
+            meanwhile()
             time.sleep(0.3)
             new.promote()
             other.follow(new)
@@ -117,15 +156,13 @@ class Poolers:
         finally:
             old.thaw()
         time.sleep(1)
-        before = {(w.number, n) for w in writers for n, moment in w.acknowledged.items() if moment < frozen + 0.1}
-        return float(len(_rows(old) - _rows(new) - before))
 
     def _played(self, what: str, play: Callable[[Hook, list[Writer]], tuple[float, float]]) -> dict[str, list[_Run]]:
         played: dict[str, list[_Run]] = {arm: [] for arm in ARMS}
         for number in range(self._runs):
             for arm in ARMS:
                 self._say(f"{what} {number + 1}/{self._runs} {arm}")
-                with self._scene(arm) as (hook, writers):
+                with self._scene(arm) as (hook, writers, _):
                     began, stall = play(hook, writers)
                     seen = [writer.experience(began, time.monotonic()) for writer in writers]
                     errors = sum(sum(each.texts.values()) for each in seen)
@@ -135,11 +172,11 @@ class Poolers:
         return played
 
     @contextmanager
-    def _scene(self, arm: str) -> Iterator[tuple[Hook, list[Writer]]]:
+    def _scene(self, arm: str, count: int = WRITERS) -> Iterator[tuple[Hook, list[Writer], Pgbouncer]]:
         self._cluster.reset()
         with Pgbouncer.start(self._cluster) as pooler:
             entrance = pooler.writing._replace(patience=PATIENCE, login_patience=PATIENCE)
-            writers = [Writer(entrance, number) for number in range(WRITERS)]
+            writers = [Writer(entrance, number) for number in range(count)]
             if arm == "efm-lb":
                 hook = efm_lb_hook(self._cluster, [pooler], f"bench-{pooler.name}")
             else:
@@ -148,7 +185,7 @@ class Poolers:
                 for writer in writers:
                     writer.start()
                 _go_on(writers)
-                yield hook, writers
+                yield hook, writers, pooler
             finally:
                 for writer in writers:
                     writer.end()
