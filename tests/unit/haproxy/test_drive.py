@@ -516,6 +516,18 @@ def test_a_view(haproxy, model):
     assert view.strangers == ("10.9.9.9:5444",)
 
 
+@pytest.mark.parametrize(("reads", "attached"), [("fallback", False), ("always", False), ("never", True)])
+def test_where_nobody_serves_reads_the_primary_is_missing(haproxy, model, reads, attached):
+    """So that reconcile sees it, whose promote puts it there."""
+    given = balancer(haproxy.path, read_includes_primary=reads)
+    for name in ("n2", "n3"):
+        model.servers["r"][name][3] = 1
+    before = adapter.efm_lb_view(NODES, given, time.monotonic() + 5).nodes
+    assert [(seen.attached, seen.writes) for seen in before] == [(attached, True), (False, False), (False, False)]
+    send(haproxy, Promote(NODES[0], truth("Pxx")), read_includes_primary=reads)
+    assert adapter.efm_lb_view(NODES, given, time.monotonic() + 5).nodes[0].attached
+
+
 def test_a_view_without_reads_has_no_place_for_a_standby(haproxy):
     view = adapter.efm_lb_view(NODES, balancer(haproxy.path, read=None), time.monotonic() + 5)
     assert [seen.attached for seen in view.nodes] == [True, None, None]
