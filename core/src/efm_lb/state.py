@@ -43,8 +43,12 @@ class State:
         self._prefix = f"{directory}/{cluster}"
 
     def note(self, node: Node, call: str, attached: bool) -> None:
-        """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it."""
-        if not self.contradicted(node, call, attached):
+        """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it.
+
+        Not in place of a newer one: whatever it wanted, it is what older calls are measured by.
+        """
+        newest, _, _ = self._read(self._call_file(node)).partition(" ")
+        if _moment(newest) <= _moment(call):
             self._write(self._call_file(node), f"{call} {'in' if attached else 'out'}")
 
     def contradicted(self, node: Node, call: str, attached: bool) -> bool:

@@ -32,6 +32,14 @@ def test_an_older_call_never_takes_the_place_of_a_newer_one(tmp_path: Path) -> N
     assert state.contradicted(DB1, first, attached=False)
 
 
+def test_an_older_call_that_wanted_the_same_lets_none_in_between_count(tmp_path: Path) -> None:
+    state = State(str(tmp_path), "efm")
+    first, second, third = new_call(), new_call(), new_call()
+    state.note(DB1, third, attached=True)
+    state.note(DB1, first, attached=True)
+    assert state.contradicted(DB1, second, attached=False)
+
+
 @pytest.mark.parametrize("content", ["", "nonsense", "\xff\xfe", "-", "9" * 300])
 def test_a_damaged_note_loses_no_call(tmp_path: Path, content: str) -> None:
     (tmp_path / "efm.db1.call").write_text(content)
