@@ -164,14 +164,10 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
     try:
         if not turn.take():
             probe.start_over()
-        if state.contradicted(call.node, name, wants_in):
-            done = "out" if wants_in else "in"
-            reason = (
-                f"EFM has called about {call.node.name} again since, and it was taken {done}: the newer call counts"
-            )
-            decision = Decision(Verdict.DEFER, reason)
-            journal.record("decision", **journals.decided(decision, None))
-            report = Report(str(call), EX_OK, decision)
+        overtaken = _overtaken(call, state)
+        if overtaken:
+            journal.record("decision", **journals.decided(overtaken, None))
+            report = Report(str(call), EX_OK, overtaken)
         else:
             report = _act(call, configuration, journal, state, turn, probe, patience)
             if follow_up.is_carried_out(report):
@@ -211,6 +207,16 @@ def _break_off(journal: journals.Journal, error: BaseException) -> None:
         exit_code, why = EX_SOFTWARE, [f"a bug in efm-lb: {type(error).__name__}: {error}"]
     journal.record("outcome", exit_code=exit_code, notes=why)
     journal.settle(journals.AT_LAST)
+
+
+def _overtaken(call: Call, state: State) -> Decision | None:
+    """The decision about a call when a newer one that wanted the opposite was carried out; None when none was."""
+    wants_in = call.kind is not Kind.DETACH
+    if not state.contradicted(call.node, call.name, wants_in):
+        return None
+    done = "out" if wants_in else "in"
+    reason = f"EFM has called about {call.node.name} again since, and it was taken {done}: the newer call counts"
+    return Decision(Verdict.DEFER, reason)
 
 
 def _call(arguments: Arguments, configuration: Configuration) -> Call:
@@ -348,6 +354,9 @@ def _settle(
             if [state[1:3] for state in probe.truth(decision.watch, timeout=left).states] != before:
                 break
         turn.take()
+        overtaken = _overtaken(call, state)
+        if overtaken:
+            return overtaken, truth, dispatcher
         # The balancers must have their part of what is left.
         left = configuration.deadline if is_again else deadline - time.monotonic()
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))

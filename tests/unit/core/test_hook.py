@@ -370,6 +370,22 @@ def test_a_follow_up_yields_to_a_newer_call_that_took_the_node_out(world: World,
     assert "EFM has called about db2 again since, and it was taken out" in lines[0]
 
 
+def test_a_call_that_waits_yields_to_a_newer_one_that_was_carried_out_meanwhile(world: World, run: Run) -> None:
+    world.truths = [Truth((state(DB1, P), state(DB2, None, Reach.REJECTING)))]
+    looks = iter(range(100))
+
+    def look() -> None:
+        if next(looks) == 2:
+            State(str(world.state_dir), "efm").note(DB2, new_call(), attached=False)
+            world.truths = [Truth((state(DB1, P), state(DB2, S)))]
+
+    world.asked = look
+    code, lines = run("attach", "db2", "s")
+    assert code == 0
+    assert world.events == []
+    assert "EFM has called about db2 again since, and it was taken out" in lines[0]
+
+
 @pytest.mark.parametrize("newer", [("attach", "db2", "s"), ("detach", "db2", "p")])
 def test_a_promotion_is_never_lost_to_a_newer_call_that_moved_no_writes(
     world: World, run: Run, newer: tuple[str, ...]
