@@ -38,8 +38,8 @@ from unit.pgbouncer.fake_console import (
 
 HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
 PROMOTE = Promote(NODES[1], truth("sPs"))
-SET = "SET server_login_retry = '0.000001'"
-LIFTED = "1e-06"
+LIFTED = f"{(1 + os.getpid() % 900) / 1e6:f}"
+SET = f"SET server_login_retry = '{LIFTED}'"
 DETACH = Detach(NODES[2], truth("Pss"))
 MOVED = ENTRIES.replace("host=10.0.0.1", "host=10.0.0.2").replace("10.0.0.2,10.0.0.3", "10.0.0.3")
 
@@ -299,6 +299,54 @@ def test_a_file_that_never_stops_changing(fake, config, monkeypatch):
         send(fake, PROMOTE)
     assert config.read_text() == f"{ENTRIES}; 2\n", "three tries, and theirs is whole"
     assert fake.sent == [], "PgBouncer is told nothing that no file says"
+
+
+def test_a_file_that_another_event_writes_before_the_reload_is_judged_anew(fake, config):
+    """Two hosts at once: what the other one wrote is no failure, and is not undone."""
+
+    def write(fake, connection, answer):
+        config.write_text(MOVED.replace("host=10.0.0.3", "host=10.0.0.1"))
+        fake._load()
+        connection.sendall(answer.encoded())
+
+    fake.instead["RELOAD"] = [write]
+    outcome = send(fake, PROMOTE)
+    assert outcome.result is Result.CHANGED
+    assert config.read_text() == MOVED.replace("host=10.0.0.3", "host=10.0.0.1")
+    assert fake.places["app_ro"] == ("10.0.0.1", "5444")
+
+
+def test_a_file_that_others_write_without_end_is_no_failure_for_good(fake, config):
+    def write(fake, connection, answer):
+        config.write_text(ENTRIES)
+        fake._load()
+        connection.sendall(answer.encoded())
+
+    fake.instead["RELOAD"] = [write] * 99
+    with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
+        send(fake, PROMOTE)
+
+
+def test_what_another_event_lifts_at_the_same_time_is_not_taken_for_a_failed_reload(fake):
+    def lift(fake, connection, answer):
+        fake.retry = "0.000999"
+        connection.sendall(answer.encoded())
+
+    fake.instead["RELOAD"] = [lift, lift]
+    assert send(fake, PROMOTE).result is Result.CHANGED
+
+
+def test_an_old_file_is_not_loaded_on_the_way(fake, config):
+    """Somebody has put it back and has not loaded it: a detach of a standby would send writes to another one."""
+    send(fake, PROMOTE)
+    config.write_text(ENTRIES)
+    outcome = send(fake, Detach(NODES[2], truth("sPs")))
+    assert outcome.result is Result.CHANGED
+    assert fake.places["app"] == ("10.0.0.2", "5444")
+    assert "app = host=10.0.0.2 " in config.read_text()
+    config.write_text(ENTRIES)
+    assert send(fake, Attach(NODES[2], truth("xPs"))).result is Result.CHANGED
+    assert fake.places["app"] == ("10.0.0.1", "5444"), "nobody says that this one is no primary: it is the file's"
 
 
 def test_what_cannot_be_written_is_tried_once(fake, config, monkeypatch):

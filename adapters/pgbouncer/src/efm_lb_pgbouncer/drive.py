@@ -18,9 +18,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import getpid
 from time import monotonic, sleep
 
-from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, replace_file
+from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, Truth, replace_file
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Database, Interrupted, Refused, Server, Session, quoted
 from efm_lb_pgbouncer.entries import EntryError, Location, edited
 from efm_lb_pgbouncer.pooler import Pooler
@@ -36,8 +37,6 @@ _LONGEST_PAUSE = 0.1
 _GUARD = 5.0
 """Seconds after which a KILL whose hook was killed is made good."""
 _FILE_TRIES = 3
-_LIFTED = 1e-06
-"""Seconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back."""
 _RETRY_DEFAULT = 15
 
 
@@ -57,17 +56,23 @@ def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
     # Clients wait for a promote; what is only out of reach otherwise costs no more than a connect.
     give_up = limit if wanted.writer else min(limit, started + pooler.connect_timeout)
     sessions = _log_in(pooler, give_up)
+    logins: Sequence[tuple[Console, Session | None]] = sessions
+    did: list[str] = []
     try:
-        wanted, edits = _write(event, pooler)
-        abandoned = pooler.is_abandoned()
-        settled = in_parallel(
-            [_settler(console, session, pooler, wanted, abandoned, give_up) for console, session in sessions]
-        )
+        for tries in range(_FILE_TRIES, 0, -1):
+            wanted, edits = _write(event, pooler, [session for _, session in sessions if session], give_up)
+            did += edits
+            abandoned = pooler.is_abandoned()
+            settled = in_parallel(
+                [_settler(console, session, pooler, wanted, abandoned, give_up) for console, session in logins]
+            )
+            if tries == 1 or not any(isinstance(outcome, _Overtaken) for outcome in settled):
+                break
+            logins = [(console, None) for console, _ in sessions]
     finally:
         for _, session in sessions:
             if isinstance(session, Session):
                 session.close()
-    did = list(edits)
     for (console, _), outcome in zip(sessions, settled, strict=True):
         if isinstance(outcome, list) and outcome:
             did.append(", ".join(outcome) + (f" at {console}" if len(sessions) > 1 else ""))
@@ -84,9 +89,10 @@ def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
     return _outcome(event, wanted, did)
 
 
-def wanted_of(event: Event, pooler: Pooler, content: bytes) -> Targets:
+def wanted_of(event: Event, pooler: Pooler, content: bytes, running: Sequence[dict[str, Database]] = ()) -> Targets:
     """What an event wants of the entries in ``content``.
 
+    :param running: what the processes have instead
     :raises PermanentError: an entry is missing, or PgBouncer would not take the file
     :raises TemporaryError: the event's node is not what it must be
     """
@@ -96,9 +102,22 @@ def wanted_of(event: Event, pooler: Pooler, content: bytes) -> Targets:
     if isinstance(event, Promote) and truth.primary != event.node:
         raise TemporaryError(f"{event.node.address} is not proven to be the only primary")
     locations = pooler.locations(content)
-    write = {name: locations[name] for name in pooler.write}
+    write = {name: _not_lost(name, locations[name], truth, running) for name in pooler.write}
     read = {name: locations[name] for name in pooler.read}
     return targets(event, write, read, pooler.policy)
+
+
+def _not_lost(name: str, location: Location, truth: Truth, running: Sequence[dict[str, Database]]) -> Location:
+    """Where a write entry leads to: where the process has it, when the file would send writes to a standby.
+
+    Somebody has put an old file back, and has not loaded it. The RELOAD for a read entry must not do so.
+    """
+    if any(is_at(location, standby) for standby in truth.standbys):
+        for databases in running:
+            now = databases[name].location if name in databases else location
+            if not any(is_at(now, standby) for standby in truth.standbys):
+                return now
+    return location
 
 
 def changes(wanted: Targets, locations: dict[str, Location]) -> dict[str, Location]:
@@ -205,7 +224,7 @@ def _log_in(pooler: Pooler, limit: float) -> list[tuple[Console, Session | None]
     return [(console, sessions.get(number)) for number, console in enumerate(pooler.consoles)]
 
 
-def _write(event: Event, pooler: Pooler) -> tuple[Targets, list[str]]:
+def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: float) -> tuple[Targets, list[str]]:
     """Edit the file, if it is not right.
 
     :return: what is wanted of the entries as they are now, and what was changed, in words
@@ -213,7 +232,10 @@ def _write(event: Event, pooler: Pooler) -> tuple[Targets, list[str]]:
     for tries in range(_FILE_TRIES, 0, -1):
         content = pooler.content()
         wanted = wanted_of(event, pooler, content)
-        changed = changes(wanted, pooler.locations(content))
+        locations = pooler.locations(content)
+        if _loses_writes(event, wanted, pooler):
+            wanted = wanted_of(event, pooler, content, _running(sessions, limit))
+        changed = changes(wanted, locations)
         if not changed:
             return wanted, []
         try:
@@ -227,6 +249,26 @@ def _write(event: Event, pooler: Pooler) -> tuple[Targets, list[str]]:
             continue
         return wanted, [f"{name} -> {location}" for name, location in changed.items()]
     raise AssertionError("unreachable")
+
+
+def _loses_writes(event: Event, wanted: Targets, pooler: Pooler) -> bool:
+    """Whether a RELOAD would send writes to a standby."""
+    return any(is_at(wanted.locations[name], standby) for name in pooler.write for standby in event.truth.standbys)
+
+
+def _running(sessions: Sequence[Session], limit: float) -> list[dict[str, Database]]:
+    """The entries of those processes that tell."""
+    found = []
+    for session in sessions:
+        try:
+            found.append(session.databases(limit))
+        except TemporaryError:
+            continue
+    return found
+
+
+class _Overtaken(TemporaryError):
+    """Somebody else has written the file since what is wanted was made of it: it must be made anew."""
 
 
 class _Told:
@@ -312,6 +354,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
         )
     databases = session.databases(limit)
     if still := wrong(databases, wanted):
+        _demand_same_file(pooler, wanted)
         raise TemporaryError(_differs(session, pooler, wanted, databases, still[0]))
     if again := to_resume(databases, pooler, wanted, abandoned):
         raise TemporaryError(f"{again[0]} is paused again: something else pauses it")
@@ -320,7 +363,15 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
 def _lift(session: Session, told: _Told, limit: float) -> None:
     """Have logins tried at once, also after one that failed."""
     told.lifted = True
-    _tell(session, f"SET {LOGIN_RETRY} = '{_LIFTED:f}'", limit)
+    _tell(session, f"SET {LOGIN_RETRY} = '{_lifted():f}'", limit)
+
+
+def _lifted() -> float:
+    """Seconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back.
+
+    Nor what the process of another event sets at the same time: that one takes it back itself.
+    """
+    return (1 + getpid() % 900) / 1e6
 
 
 def _take_back(session: Session, limit: float) -> None:
@@ -335,7 +386,7 @@ def _take_back(session: Session, limit: float) -> None:
 
 def _is_lifted(session: Session, limit: float) -> bool:
     try:
-        return float(session.settings(limit).get(LOGIN_RETRY, "")) == _LIFTED
+        return float(session.settings(limit).get(LOGIN_RETRY, "")) == _lifted()
     except ValueError:
         return False
 
@@ -352,8 +403,15 @@ def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> 
         still = wrong(databases, wanted)
         if not still:
             return databases
+        _demand_same_file(pooler, wanted)
         sleep(pause)
     raise PermanentError(refusal + _differs(session, pooler, wanted, databases, still[0]))
+
+
+def _demand_same_file(pooler: Pooler, wanted: Targets) -> None:
+    """Raises _Overtaken when the file does not say any more what is wanted."""
+    if changes(wanted, pooler.locations(pooler.content())):
+        raise _Overtaken(f"{pooler.config} was changed by somebody else meanwhile")
 
 
 def _differs(session: Session, pooler: Pooler, wanted: Targets, databases: dict[str, Database], name: str) -> str:
