@@ -164,3 +164,18 @@ def test_a_live_primary_that_was_taken_out_stays_out_only_where_efm_may_do_that(
     if obeys:
         assert waiting(verdict) == ["db1 was taken out while it was up: somebody wants it so"]
         assert events(watch(65, "Pss", "daa")) == [(Promote, "db1")]
+
+
+def test_a_standby_that_was_taken_out_gets_the_writes_when_it_is_promoted(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wda")
+    assert waiting(watch(10, "Pss", "Wda")) == ["db2 was taken out while it was up: somebody wants it so"]
+    watch(20, "xPs", "Wda")
+    assert events(watch(22, "xPs", "Wda")) == [(Promote, "db2"), (Detach, "db1")]
+
+
+def test_writes_that_move_to_another_node_were_not_taken_from_the_old_one() -> None:
+    watch = Watch(obeys=True)
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "aWa")
+    assert events(watch(10, "Pss", "aWa")) == [(Promote, "db1")]

@@ -153,7 +153,7 @@ class Restraint:
         if memory.paused_until > now:
             return "it failed before", memory.paused_until
         out = memory.out.get(node)
-        if not isinstance(event, Detach) and out and out.until > now:
+        if not isinstance(event, Detach) and out and out.role is sight.truth.role(node) and out.until > now:
             return f"{node.name} was taken out while it was up: somebody wants it so", out.until
         return "", now
 
@@ -168,16 +168,20 @@ class Restraint:
         for seen in view.nodes:
             was, role = before.of(seen.node), sight.truth.role(seen.node)
             taken_out = role is Role.STANDBY and not moves and was and was.attached and seen.attached is False
-            obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not seen.writes
-            if taken_out or obeyed:
+            obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
+            if role and (taken_out or obeyed):
                 last = memory.out.get(seen.node)
                 hold = min(2 * last.hold, _LONGEST_HOLD) if last else self._policy.hold
-                memory.out[seen.node] = _Out(hold, now + hold)
+                memory.out[seen.node] = _Out(role, hold, now + hold)
 
 
 class _Out(NamedTuple):
-    """A node that somebody has taken out."""
+    """A node that somebody has taken out.
 
+    :param role: the one that it had; in the other one it is wanted elsewhere
+    """
+
+    role: Role
     hold: float
     until: float
 
