@@ -1,0 +1,210 @@
+"""A cluster with a pgpool, a HAProxy and a PgBouncer, on which EFM's calls are made and killed.
+
+One switchover after the other is played on it, the primary going round, so that each call meets servers as they are
+when EFM makes it, and nothing is set up anew in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efm_lb.probe import Probe
+from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.haproxy import Haproxy
+from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, hook_environment
+from efm_lb.rehearsal.pgbouncer import Pgbouncer
+from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.truth import Truth
+from efm_lb_pgbouncer.mark import is_abandoned
+from integration.real import follow_ups, nodes_of
+
+__all__ = ["HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
+
+HOLD = 1.0
+"""Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
+PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
+_SETTINGS = {"EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
+_TRACER = Path(__file__).with_name("tracer.py")
+
+
+class Step(NamedTuple):
+    """Something that a process did and that others can see: the ``nth`` time that it did it, counted from 1."""
+
+    name: str
+    nth: int
+    words: str
+
+    @property
+    def is_told(self) -> bool:
+        """It tells a balancer something."""
+        return self.name in {f"send {balancer}" for balancer in (PCP, CONSOLE, SOCKET)}
+
+
+class Point(NamedTuple):
+    """Where a process is killed: right before or right after a step."""
+
+    step: Step
+    when: str = "before"
+
+    def __str__(self) -> str:
+        return f"{self.when} {self.step.name} #{self.step.nth} ({self.step.words})"
+
+
+class Killed(NamedTuple):
+    """A call under ptrace.
+
+    :param steps: what it did, in order; the last one only begun when it was killed before it
+    :param reached: it was killed at the point that it was to be killed at; otherwise it ended by itself
+    """
+
+    steps: tuple[Step, ...]
+    reached: bool
+    exit_code: int
+    output: str
+
+
+class Stand:
+    """The servers, and efm-lb for them.
+
+    :ivar old: the primary now, or the one that was it before
+    :ivar new: the one that is or will be the next
+    :ivar other: a standby throughout
+    """
+
+    def __init__(self, cluster: Cluster, pgpool: Pgpool, haproxy: Haproxy, pgbouncer: Pgbouncer) -> None:
+        self.cluster = cluster
+        self.pgpool = pgpool
+        self.haproxy = haproxy
+        self.pgbouncer = pgbouncer
+        self.balancers = (pgpool, haproxy, pgbouncer)
+        self.env_file = hook_environment(cluster, self.balancers, "efm", _SETTINGS)
+        self.state_dir = cluster.stage.directory / "efm.state"
+        self.journal = self.state_dir / "efm.journal"
+        self.plan = self.state_dir / "efm.plan"
+        self.old, self.new, self.other = cluster.nodes
+
+    def efm_lb(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end."""
+        return subprocess.run(
+            [*EFM_LB, *words, f"--env-file={self.env_file}"],
+            input=stdin, capture_output=True, cwd="/", env=dict(BARE_ENVIRONMENT), timeout=60, check=False,
+        )  # fmt: skip
+
+    def traced(self, *words: str, stdin: bytes = b"", kill: Point | None = None, of: str = "") -> Killed:
+        """Run it, and kill it at a point.
+
+        :param of: the point is one of a process that it starts, with this word in its command line
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            log = Path(directory) / "steps"
+            options = ["--kill", kill.step.name, str(kill.step.nth), kill.when] if kill else []
+            options += ["--of", of] if of else []
+            for text, name in {**self._called(), f"{directory}/": ""}.items():
+                options += ["--called", f"{text}={name}"]
+            output = Path(directory) / "output"
+            given = Path(directory) / "input"
+            given.write_bytes(stdin)
+            # Not a pipe: what the call has started may hold it open.
+            with output.open("wb") as out, given.open("rb") as into:
+                done = subprocess.run(
+                    [sys.executable, "-I", str(_TRACER), str(log), *options, "--", *EFM_LB, *words,
+                     f"--env-file={self.env_file}"],
+                    stdin=into, stdout=out, stderr=out, cwd="/", env=dict(BARE_ENVIRONMENT), timeout=90, check=False,
+                )  # fmt: skip
+            said = [json.loads(line) for line in log.read_text().splitlines()]
+            steps = tuple(Step(each["step"], each["nth"], each["words"]) for each in said if "step" in each)
+            reached = any("killed" in each for each in said)
+            return Killed(steps, reached, done.returncode, output.read_text(errors="replace"))
+
+    def switch(self) -> None:
+        """The primary stops, and the next one is promoted."""
+        self.old.stop()
+        self.new.promote()
+        self.other.follow(self.new)
+
+    def rejoin(self) -> None:
+        """The old primary comes back as a standby."""
+        self.old.follow(self.new)
+        self.old.start()
+        self.cluster.wait_streaming()
+
+    def start_over(self) -> None:
+        """As at first, whatever has happened."""
+        self.forget_follow_ups()
+        self.cluster.rebuild()
+        self.old, self.new, self.other = self.cluster.nodes
+        for path in self.state_dir.iterdir():
+            path.unlink()
+        for balancer in self.balancers:
+            balancer.reset()
+        self.efm_lb("check")
+
+    def truth(self) -> Truth:
+        """What the databases say."""
+        keywords = {"user": SUPERUSER, "dbname": "postgres"}
+        return Probe(keywords, 2.0).truth(nodes_of(self.cluster))
+
+    def go_round(self) -> None:
+        """What was new is old: the next switchover."""
+        self.old, self.new, self.other = self.new, self.other, self.old
+
+    def forget_follow_ups(self) -> None:
+        """End what judges a call again later: it would do so in the middle of another one."""
+        for pid in follow_ups(self.cluster):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def is_guarded(self) -> bool:
+        """A process that lets held clients go is at work: it locks its mark."""
+        mark = self.pgbouncer.entries.with_name(f".{self.pgbouncer.entries.name}.held")
+        return mark.exists() and not is_abandoned(str(mark))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The journal. Raises ValueError for a line that is no record."""
+        text = self.journal.read_text() if self.journal.exists() else ""
+        assert not text or text.endswith("\n"), f"the journal's last line is torn: {text[-200:]!r}"
+        return [json.loads(line) for line in text.splitlines()]
+
+    def files(self) -> Mapping[str, bytes]:
+        """The balancers' own files that efm-lb writes."""
+        return {path.name: path.read_bytes() for path in (self.haproxy.config, self.pgbouncer.entries)}
+
+    def leftovers(self) -> list[str]:
+        """Temporary files that lie where efm-lb writes."""
+        there = [path for balancer in (self.haproxy, self.pgbouncer) for path in balancer.directory.iterdir()]
+        found = [path.name for path in there if path.name.startswith(".") and not path.name.startswith(".s.PGSQL.")]
+        found += [path.name for path in self.state_dir.iterdir() if path.suffix[1:].isdigit()]
+        return sorted(found)
+
+    def _called(self) -> dict[str, str]:
+        names = {f"127.0.0.1:{self.pgpool.pcp_port}": PCP, str(self.haproxy.socket): SOCKET}
+        names[f"{self.pgbouncer.directory}/.s.PGSQL.{self.pgbouncer.port}"] = CONSOLE
+        for role, node in (("OLD", self.old), ("NEW", self.new), ("OTHER", self.other)):
+            names |= {node.address: role, node.name: role}
+        return names | {f"{path}/": "" for path in (self.haproxy.directory, self.pgbouncer.directory, self.state_dir)}
+
+
+@contextmanager
+def open_stand() -> Iterator[Stand]:
+    """Start the servers; everything is right, and the settings are compiled."""
+    with ExitStack() as running:
+        cluster = running.enter_context(Cluster.start(nodes=3))
+        stand = Stand(
+            cluster,
+            running.enter_context(Pgpool.start(cluster)),
+            running.enter_context(Haproxy.start(cluster)),
+            running.enter_context(Pgbouncer.start(cluster, {"server_login_retry": 1})),
+        )
+        done = stand.efm_lb("check")
+        assert stand.plan.exists(), done.stdout
+        yield stand

@@ -1,0 +1,112 @@
+"""Kill a call at a point, let reconcile run, and look at what is there then."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
+from efm_lb.rehearsal.verdict import misbeliefs
+from efm_lb.rehearsal.waiting import wait_until
+from faults.kill.calls import Call
+from faults.kill.stand import HOLD, Killed, Point, Stand, Step
+
+__all__ = ["Strike", "strike"]
+
+_PATIENCE = 4.0
+"""Seconds on top of HOLD for a machine that is busy."""
+_IS_COMPILED = """
+import sys
+from efm_lb import compiled
+from efm_lb.sources import gather
+plan = compiled.read(gather("efm", sys.argv[1], {}))
+sys.exit(plan.reason if isinstance(plan, compiled.Stale) else 0)
+"""
+
+
+class Strike(NamedTuple):
+    """What came of it.
+
+    :param wrong: what is not as it must be, one line each
+    :param held: seconds that clients were held after the kill
+    :param leftovers: names of temporary files that the call has left
+    """
+
+    killed: Killed
+    wrong: tuple[str, ...]
+    held: float
+    leftovers: tuple[str, ...]
+
+
+def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
+    """Make a call, kill it at ``point`` if there is one, and then run ``efm-lb reconcile``."""
+    if not call.compiled:
+        stand.plan.unlink(missing_ok=True)
+    files, records, lying = stand.files(), len(stand.records()), stand.leftovers()
+    killed = stand.traced(*call.words(stand), stdin=call.given(stand), kill=point, of=call.of)
+    at = time.monotonic()
+    torn = stand.files()
+    stand.forget_follow_ups()
+    reconciled = stand.efm_lb("reconcile")
+    said = reconciled.stdout.decode(errors="replace")
+    wrong = [f"reconcile ended with {reconciled.returncode}: {said}"] if reconciled.returncode else []
+    if not wait_until(lambda: not stand.pgbouncer.paused(), HOLD + _PATIENCE):
+        wrong.append(f"{', '.join(stand.pgbouncer.paused())} is still paused")
+    held = time.monotonic() - at
+    wait_until(lambda: not stand.is_guarded(), HOLD + _PATIENCE)
+    leftovers = tuple(name for name in stand.leftovers() if name not in lying)
+    wrong += [line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)]
+    wrong += _torn(torn, (files, stand.files()))
+    wrong += _lost(stand, call, killed.steps, records)
+    wrong += _state(stand)
+    if point is None and killed.exit_code:
+        wrong.append(f"undisturbed, it ends with {killed.exit_code}: {killed.output}")
+    return Strike(killed, tuple(wrong), held, leftovers)
+
+
+def _torn(torn: Mapping[str, bytes], whole: Collection[Mapping[str, bytes]]) -> Iterator[str]:
+    """A file must be as it was or as it is in the end."""
+    for name, content in torn.items():
+        if content not in [each[name] for each in whole]:
+            yield f"{name} was neither as before nor as after: {content!r}"
+
+
+def _lost(stand: Stand, call: Call, steps: Collection[Step], before: int) -> Iterator[str]:
+    """Whoever has told a balancer anything has written down the call."""
+    try:
+        fresh = stand.records()[before:]
+    except (AssertionError, ValueError) as error:
+        yield f"the journal: {error}"
+        return
+    has_told = any(step.is_told for step in steps)
+    if call.is_journalled and not call.of and has_told and not any(_is_of(call, stand, each) for each in fresh):
+        yield f"the journal has no record of the call: {fresh}"
+
+
+def _is_of(call: Call, stand: Stand, record: Mapping[str, Any]) -> bool:
+    words = call.words(stand)
+    kind = record.get("kind", "")
+    return record["record"] == "call" and (
+        kind.startswith(("act ", "hold ")) if words == ("apply",) else kind == words[0]
+    )
+
+
+def _state(stand: Stand) -> Iterator[str]:
+    descriptor = os.open(stand.state_dir / "efm.lock", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield "the lock is held"
+    finally:
+        os.close(descriptor)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _IS_COMPILED, str(stand.env_file)],
+        cwd="/", env=dict(BARE_ENVIRONMENT), capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        yield f"the settings are not compiled: {done.stderr.strip()}"
