@@ -292,6 +292,19 @@ def test_the_hook_is_killed(brief, pgbouncer, moment):
     assert wait_until(lambda: not guards(pgbouncer), 3)
 
 
+def test_the_hook_is_killed_before_the_process_that_lets_go_is_ready(brief, pgbouncer):
+    reading, writing = os.pipe()
+    os.close(reading)
+    mark = pgbouncer.entries.with_name(".databases.ini.held")
+    words = ("600", "1", str(pgbouncer.passfile), WRITE, str(mark), pgbouncer.admin)
+    with open(writing, "wb") as nobody_reads:
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "efm_lb_pgbouncer.guard", *words], stdout=nobody_reads, timeout=20, check=False
+        )
+    assert done.returncode == 0
+    assert marks(pgbouncer) == [], "nothing was paused, and nobody is to be told that something was"
+
+
 @pytest.fixture
 def abandoned(manager, pgbouncer):
     """A hold whose guard was killed: nobody lets go."""

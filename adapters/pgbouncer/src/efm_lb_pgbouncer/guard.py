@@ -101,13 +101,21 @@ def main(argv: Sequence[str]) -> int:
         os.write(1, f"{error}\n".encode())
         return 1
     lock = make(mark)
-    os.write(1, b"ready\n")
-    os.close(1)
-    free = _are_over(watched, until, told) or _let_go(watched)
+    free = not _is_awaited() or _are_over(watched, until, told) or _let_go(watched)
     if free and lock is not None:
         os.close(lock)
         remove(mark)
     return 0 if free else 1
+
+
+def _is_awaited() -> bool:
+    """Say that this process is ready; whether there is still anybody who wants to pause."""
+    try:
+        os.write(1, b"ready\n")
+    except BrokenPipeError:
+        return False
+    os.close(1)
+    return True
 
 
 def _are_over(watched: Sequence[_Watched], until: float, told: Sequence[int]) -> bool:
