@@ -13,7 +13,7 @@ import stat
 from _thread import get_ident
 
 from efm_lb.outcomes import PermanentError, TemporaryError
-from efm_lb.state import put
+from efm_lb.state import TEMPORARY, put, remove_abandoned
 
 __all__ = ["read_file", "replace_file"]
 
@@ -39,7 +39,8 @@ def replace_file(path: str, expected: bytes, content: bytes) -> None:
 
     Where ``path`` is a symbolic link, the file that it leads to is replaced and the link stays. The new content is on
     the disk before it takes the old one's place. Whatever is raised, the old file is there and whole, and no
-    temporary file is left.
+    temporary file is left. Only a process that is killed leaves one: hidden, called ``.<name>.*.efm-lb``, and removed by
+    the next replacement that comes a minute later or more.
 
     :param expected: the content that the change was made from
     :raises TemporaryError: somebody else changed the file meanwhile, or it cannot be written: no right to the file or
@@ -66,7 +67,8 @@ def replace_file(path: str, expected: bytes, content: bytes) -> None:
 def _replace(path: str, target: str, before: os.stat_result, content: bytes) -> None:
     directory, name = os.path.split(target)
     # Hidden, and without the ending of a configuration file: a balancer that reads a whole directory passes it over.
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}-{get_ident()}.efm-lb")
+    beside = os.path.join(directory, f".{name}.")
+    remove_abandoned(beside)
 
     def finish(descriptor: int) -> None:
         _make_alike(descriptor, path, target, before)
@@ -74,7 +76,7 @@ def _replace(path: str, target: str, before: os.stat_result, content: bytes) -> 
         if _identity(os.stat(target)) != _identity(before):
             raise _changed(path)
 
-    put(temporary, target, content, finish)
+    put(f"{beside}{os.getpid()}-{get_ident()}{TEMPORARY}", target, content, finish)
 
 
 def _read(path: str) -> tuple[bytes, os.stat_result]:

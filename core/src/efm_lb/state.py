@@ -15,7 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from efm_lb.truth import Node, Truth
 
-__all__ = ["State", "hand_over", "new_call", "put", "replace", "write_all"]
+__all__ = ["TEMPORARY", "State", "hand_over", "new_call", "put", "remove_abandoned", "replace", "write_all"]
+
+TEMPORARY = ".efm-lb"
+"""How the name of every file ends that is there for a moment only."""
+_MOMENT = 60.0
+"""Seconds after which such a file is what a killed process has left: it takes milliseconds to write one."""
 
 
 def new_call() -> str:
@@ -106,7 +111,8 @@ def replace(path: str, content: bytes, mode: int) -> None:
         os.fchmod(descriptor, mode)
         hand_over(descriptor, path)
 
-    put(f"{path}.{os.getpid()}", path, content, finish)
+    remove_abandoned(f"{path}.")
+    put(f"{path}.{os.getpid()}{TEMPORARY}", path, content, finish)
 
 
 def put(partial: str, path: str, content: bytes, finish: Callable[[int], None]) -> None:
@@ -133,6 +139,22 @@ def put(partial: str, path: str, content: bytes, finish: Callable[[int], None]) 
     except BaseException:
         os.unlink(partial)
         raise
+
+
+def remove_abandoned(prefix: str) -> None:
+    """Remove the files for a moment that killed processes have left, so that they do not pile up.
+
+    :param prefix: their path, as far as it is the same for all processes
+    """
+    directory, start = os.path.split(prefix)
+    try:
+        for name in os.listdir(directory):
+            if name.startswith(start) and name.endswith(TEMPORARY):
+                path = os.path.join(directory, name)
+                if time.time() - os.lstat(path).st_mtime > _MOMENT:
+                    os.unlink(path)
+    except OSError:  # another process has just done it, or this one may not
+        return
 
 
 def write_all(descriptor: int, content: bytes) -> None:

@@ -282,7 +282,7 @@ class TestStoring:
 
     def test_what_a_killed_process_left_is_in_nobodys_way(self, place: Place) -> None:
         place.plan.unlink()
-        left = Path(f"{place.plan}.{os.getpid()}")
+        left = Path(f"{place.plan}.{os.getpid()}.efm-lb")
         left.write_bytes(b"half")
         place.settings()
         assert not left.exists()

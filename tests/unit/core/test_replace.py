@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,6 +170,18 @@ def test_whatever_fails_the_old_file_is_whole_and_nothing_is_left(
         with pytest.raises(TemporaryError, match=f"cannot replace .*balancer.cfg: {re.escape(os.strerror(number))}"):
             replace_file(str(file), OLD, NEW)
     assert intact(file)
+
+
+def test_what_killed_processes_left_does_not_pile_up(file: Path) -> None:
+    at_work = file.with_name(f".{file.name}.1-1.efm-lb")
+    left = [file.with_name(f".{file.name}.{name}.efm-lb") for name in ("2-1", "3-1.check")]
+    somebody_elses = file.with_name(f".{file.name}.swp")
+    for path in (at_work, *left, somebody_elses):
+        path.write_bytes(b"half")
+    for path in (*left, somebody_elses):
+        os.utime(path, (time.time() - 120, time.time() - 120))
+    replace_file(str(file), OLD, NEW)
+    assert sorted(file.parent.iterdir()) == sorted([file, at_work, somebody_elses])
 
 
 def test_a_left_over_of_a_killed_process_is_no_hindrance(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -79,12 +80,24 @@ def test_what_is_written_in_pieces_is_written_whole(tmp_path: Path, monkeypatch:
 
 
 def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    left = tmp_path / f"efm.timeline.{os.getpid()}"
+    left = tmp_path / f"efm.timeline.{os.getpid()}.efm-lb"
     left.write_text("9")
     state = State(str(tmp_path), "efm")
     state.timeline = 12
     assert state.timeline == 12
     assert not left.exists()
+
+
+def test_what_killed_processes_left_does_not_pile_up(tmp_path: Path) -> None:
+    at_work = tmp_path / "efm.timeline.1.efm-lb"
+    left = tmp_path / "efm.timeline.2.efm-lb"
+    of_another_file = tmp_path / "efm.db1.call.3.efm-lb"
+    for path in (at_work, left, of_another_file):
+        path.write_text("1")
+    for path in (left, of_another_file):
+        os.utime(path, (time.time() - 120, time.time() - 120))
+    State(str(tmp_path), "efm").timeline = 12
+    assert sorted(tmp_path.iterdir()) == [of_another_file, tmp_path / "efm.timeline", at_work]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock another user out")

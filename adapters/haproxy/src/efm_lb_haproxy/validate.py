@@ -87,7 +87,8 @@ def validate(
 
 def _lay(original: str, content: bytes) -> str:
     directory, name = os.path.split(os.path.realpath(original))
-    path = os.path.join(directory, f".{name}.{os.getpid()}-{get_ident()}.check")
+    # The ending is that of `replace_file`, which removes what a killed process has left.
+    path = os.path.join(directory, f".{name}.{os.getpid()}-{get_ident()}.check.efm-lb")
     with contextlib.suppress(FileNotFoundError):  # left by a process of the same number that was killed
         os.unlink(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
