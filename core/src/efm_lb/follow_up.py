@@ -50,6 +50,8 @@ def start(seconds: float, call: str) -> None:
 
 def is_carried_out(report: Report) -> bool:
     """Whether every balancer is proven to be as the call wants it, and nothing is left for later."""
+    if report.decision and report.decision.hold:
+        return False  # clients are held back, and nobody is taken out
     done = (Result.CHANGED, Result.UNCHANGED)
     return report.exit_code == EX_OK and bool(report.outcomes) and all(each.result in done for each in report.outcomes)
 

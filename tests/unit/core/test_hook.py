@@ -581,6 +581,15 @@ def test_a_deferred_detach_asks_to_hold_and_says_what_came_of_it(world: World, r
     assert [seconds for seconds, _ in world.followed_up] == [5.0], "and it is judged again"
 
 
+def test_a_detach_that_only_holds_is_not_carried_out(world: World, run: Run) -> None:
+    before = new_call()
+    world.truths = [HEALTHY]
+    world.answers = {"pgb1": Outcome.changed("never sent")}
+    world.holds = {"pgb1": Outcome.changed("app waits")}
+    assert run("detach", "db1", "p")[0] == 0
+    assert not State(str(world.state_dir), "efm").contradicted(DB1, before, attached=True), "db1 is still in"
+
+
 def test_a_dry_run_of_a_deferred_detach_holds_nothing(world: World, run: Run) -> None:
     world.truths = [HEALTHY]
     code, lines = run("detach", "db1", "p", "--dry-run")
