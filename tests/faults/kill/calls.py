@@ -29,7 +29,6 @@ class Call(NamedTuple):
     :param words: its command line
     :param given: its standard input
     :param of: in the command line of the process that is killed, when it is one that the command starts
-    :param is_journalled: it has a record before it does anything
     :param compiled: it finds its settings compiled
     """
 
@@ -38,7 +37,6 @@ class Call(NamedTuple):
     words: Callable[[Stand], tuple[str, ...]]
     given: Callable[[Stand], bytes] = lambda stand: b""
     of: str = ""
-    is_journalled: bool = True
     compiled: bool = True
 
 
@@ -64,7 +62,7 @@ CALLS = (
     ),
     _apply("pgb1", Moment.BEFORE, "hold", lambda stand: (Detach, stand.old.name)),
     Call("attach of the new primary", Moment.PROMOTED, lambda stand: ("attach", stand.new.name, "p")),
-    Call("reconcile after a promotion", Moment.PROMOTED, lambda stand: ("reconcile",), is_journalled=False),
+    Call("reconcile after a promotion", Moment.PROMOTED, lambda stand: ("reconcile",)),
     _apply("pool1", Moment.PROMOTED, "act", lambda stand: (Promote, stand.new.name)),
     _apply("edge1", Moment.PROMOTED, "act", lambda stand: (Promote, stand.new.name)),
     _apply("pgb1", Moment.PROMOTED, "act", lambda stand: (Promote, stand.new.name)),
@@ -75,5 +73,5 @@ CALLS = (
         lambda stand: ("attach", stand.old.name, "s"),
         compiled=False,
     ),
-    Call("reconcile about a standby", Moment.REJOINED, lambda stand: ("reconcile",), is_journalled=False),
+    Call("reconcile about a standby", Moment.REJOINED, lambda stand: ("reconcile",)),
 )

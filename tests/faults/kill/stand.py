@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ HOLD = 1.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
 PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
 _SETTINGS = {"EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
+_COMMANDS = re.compile(r"b'[CDJ]\\x00|PAUSE|RESUME|RELOAD|KILL|SET|set server|shutdown sessions")
+"""PCP's attach, detach and promote, and the words of the others."""
+_REPLACED = ("rename .databases.ini.PID.efm-lb", "rename .haproxy.cfg.PID.efm-lb")
 _TRACER = Path(__file__).with_name("tracer.py")
 
 
@@ -48,6 +52,11 @@ class Step(NamedTuple):
     def is_told(self) -> bool:
         """It tells a balancer something."""
         return self.name in {f"send {balancer}" for balancer in (PCP, CONSOLE, SOCKET)}
+
+    @property
+    def is_change(self) -> bool:
+        """It makes something else of a balancer, or of its file."""
+        return bool(self.is_told and _COMMANDS.search(self.words)) or self.name in _REPLACED
 
 
 class Point(NamedTuple):

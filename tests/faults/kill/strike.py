@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
 from efm_lb.rehearsal.verdict import misbeliefs
@@ -52,9 +52,11 @@ def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     at = time.monotonic()
     torn = stand.files()
     stand.forget_follow_ups()
+    wrong = list(_lost(stand, call, killed.steps, records))
     reconciled = stand.efm_lb("reconcile")
     said = reconciled.stdout.decode(errors="replace")
-    wrong = [f"reconcile ended with {reconciled.returncode}: {said}"] if reconciled.returncode else []
+    if reconciled.returncode:
+        wrong.append(f"reconcile ended with {reconciled.returncode}: {said}")
     if not wait_until(lambda: not stand.pgbouncer.paused(), HOLD + _PATIENCE):
         wrong.append(f"{', '.join(stand.pgbouncer.paused())} is still paused")
     held = time.monotonic() - at
@@ -62,7 +64,6 @@ def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     leftovers = tuple(name for name in stand.leftovers() if name not in lying)
     wrong += [line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)]
     wrong += _torn(torn, (files, stand.files()))
-    wrong += _lost(stand, call, killed.steps, records)
     wrong += _state(stand)
     if point is None and killed.exit_code:
         wrong.append(f"undisturbed, it ends with {killed.exit_code}: {killed.output}")
@@ -77,23 +78,17 @@ def _torn(torn: Mapping[str, bytes], whole: Collection[Mapping[str, bytes]]) -> 
 
 
 def _lost(stand: Stand, call: Call, steps: Collection[Step], before: int) -> Iterator[str]:
-    """Whoever has told a balancer anything has written down the call."""
+    """Whoever has changed anything has written down before what it is about."""
     try:
         fresh = stand.records()[before:]
     except (AssertionError, ValueError) as error:
         yield f"the journal: {error}"
         return
-    has_told = any(step.is_told for step in steps)
-    if call.is_journalled and not call.of and has_told and not any(_is_of(call, stand, each) for each in fresh):
+    command = call.words(stand)[0]
+    kinds = ("act promote", "hold detach") if command == "apply" else (command,)
+    has_record = any(each["record"] == "call" and each["kind"] in kinds for each in fresh)
+    if any(step.is_change for step in steps) and not call.of and not has_record:
         yield f"the journal has no record of the call: {fresh}"
-
-
-def _is_of(call: Call, stand: Stand, record: Mapping[str, Any]) -> bool:
-    words = call.words(stand)
-    kind = record.get("kind", "")
-    return record["record"] == "call" and (
-        kind.startswith(("act ", "hold ")) if words == ("apply",) else kind == words[0]
-    )
 
 
 def _state(stand: Stand) -> Iterator[str]:

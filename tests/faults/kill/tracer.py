@@ -5,10 +5,11 @@ kill at the Nth call too, but it counts for each thread by itself, and the hook 
 has a name, such as ``send console``, and is counted by name over all threads, so that the third message to the console
 is the same one in each run.
 
-Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... -- PROGRAM...``. LOG gets one
-JSON object per step. WHEN is ``before`` or ``after``. With ``--of`` the steps are those of a process that the program
-starts, whose command line has WORD in it; the program itself is left alone. Other processes that it starts are not
-touched, and go on when it is killed.
+Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... -- PROGRAM...``.
+
+LOG gets one JSON object per step. WHEN is ``before`` or ``after``. With ``--of`` the steps are those of a process whose
+command line has WORD in it, and that the program starts; the program itself is left alone. Other processes that it
+starts are not touched, and go on when it is killed.
 """
 
 from __future__ import annotations
