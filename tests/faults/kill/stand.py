@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.state import TEMPORARY
 from efm_lb.truth import Truth
 from efm_lb_pgbouncer.mark import is_abandoned
 from integration.real import follow_ups, nodes_of
@@ -189,11 +191,19 @@ class Stand:
         return {path.name: path.read_bytes() for path in (self.haproxy.config, self.pgbouncer.entries)}
 
     def leftovers(self) -> list[str]:
-        """Temporary files that lie where efm-lb writes."""
+        """Files that are there for a moment, where efm-lb writes."""
         there = [path for balancer in (self.haproxy, self.pgbouncer) for path in balancer.directory.iterdir()]
         found = [path.name for path in there if path.name.startswith(".") and not path.name.startswith(".s.PGSQL.")]
-        found += [path.name for path in self.state_dir.iterdir() if path.suffix[1:].isdigit()]
+        found += [path.name for path in self.state_dir.iterdir() if path.suffix == TEMPORARY]
         return sorted(found)
+
+    def age_leftovers(self) -> None:
+        """As if they had been left some time ago."""
+        then = time.time() - 600
+        for directory in (self.haproxy.directory, self.pgbouncer.directory, self.state_dir):
+            for path in directory.iterdir():
+                if path.name in self.leftovers():
+                    os.utime(path, (then, then))
 
     def _called(self) -> dict[str, str]:
         names = {f"127.0.0.1:{self.pgpool.pcp_port}": PCP, str(self.haproxy.socket): SOCKET}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
+from efm_lb.state import TEMPORARY
 from faults.kill.calls import Call
 from faults.kill.stand import HOLD, Killed, Point, Stand, Step
 
@@ -65,6 +66,8 @@ def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     wrong += [line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)]
     wrong += _torn(torn, (files, stand.files()))
     wrong += _state(stand)
+    # What haproxy -f DIRECTORY or an %include takes in has another ending. Of a guard that is killed the mark stays.
+    wrong += [f"{name} was left" for name in leftovers if not (name.endswith(TEMPORARY) or call.of)]
     if point is None and killed.exit_code:
         wrong.append(f"undisturbed, it ends with {killed.exit_code}: {killed.output}")
     return Strike(killed, tuple(wrong), held, leftovers)

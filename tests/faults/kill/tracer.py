@@ -1,6 +1,6 @@
 """Runs a program under ptrace, notes each step that somebody else could see, and kills the program at one of them.
 
-A step is a system call that changes a file, takes a lock, sends or receives a message, or starts a process. strace can
+A step is a system call that changes a file, takes a lock, sends a message or starts a process. strace can
 kill at the Nth call too, but it counts for each thread by itself, and the hook has one for each balancer. Here a step
 has a name, such as ``send console``, and is counted by name over all threads, so that the third message to the console
 is the same one in each run.
@@ -33,9 +33,9 @@ _WALL = 0x40000000
 
 _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "x86_64": {
-        "read": 0, "write": 1, "open": 2, "writev": 20, "pwrite64": 18, "connect": 42, "sendto": 44, "recvfrom": 45,
-        "sendmsg": 46, "recvmsg": 47, "clone": 56, "fork": 57, "vfork": 58, "flock": 73, "fsync": 74, "fdatasync": 75,
-        "truncate": 76, "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
+        "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "connect": 42, "sendto": 44, "sendmsg": 46, "clone": 56,
+        "fork": 57, "vfork": 58, "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77, "rename": 82,
+        "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
         "symlink": 88, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "fsetxattr": 190, "fremovexattr": 199,
         "exit_group": 231, "openat": 257, "mkdirat": 258, "fchownat": 260, "unlinkat": 263, "renameat": 264,
         "linkat": 265, "symlinkat": 266, "fchmodat": 268, "sendmmsg": 307, "renameat2": 316, "clone3": 435,
@@ -43,14 +43,13 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "aarch64": {
         "fsetxattr": 7, "fremovexattr": 16, "flock": 32, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37,
         "renameat": 38, "truncate": 45, "ftruncate": 46, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55,
-        "openat": 56, "read": 63, "write": 64, "writev": 66, "pwrite64": 68, "fsync": 82, "fdatasync": 83,
-        "exit_group": 94, "connect": 203, "sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212, "clone": 220,
+        "openat": 56, "write": 64, "writev": 66, "pwrite64": 68, "fsync": 82, "fdatasync": 83,
+        "exit_group": 94, "connect": 203, "sendto": 206, "sendmsg": 211, "clone": 220,
         "sendmmsg": 269, "renameat2": 276, "clone3": 435,
     },
 }  # fmt: skip
 _OPEN = ("open", "openat", "creat")
 _SEND = ("write", "writev", "pwrite64", "sendto", "sendmsg", "sendmmsg")
-_RECEIVE = ("read", "recvfrom", "recvmsg")
 _ON_DESCRIPTOR = ("flock", "fsync", "fdatasync", "ftruncate", "fchmod", "fchown", "fsetxattr", "fremovexattr")
 _START = ("clone", "clone3", "fork", "vfork")
 _PATH_SECOND = ("openat", "mkdirat", "fchownat", "unlinkat", "renameat", "linkat", "fchmodat", "renameat2")
@@ -88,7 +87,7 @@ class _Steps:
         if name == "connect":
             peer = self._peers[arguments[0]] = self._word(_address(_memory(pid, arguments[1], arguments[2])))
             return f"connect {peer}", name
-        if name in (*_SEND, *_RECEIVE, *_ON_DESCRIPTOR):
+        if name in (*_SEND, *_ON_DESCRIPTOR):
             return self._on_descriptor(pid, call)
         return f"{name} {self._word(_text(pid, arguments[name in _PATH_SECOND]))}", name
 
@@ -105,11 +104,10 @@ class _Steps:
             target = os.readlink(f"/proc/{pid}/fd/{arguments[0]}")
         except OSError:
             return "", ""
-        is_socket = target.startswith("socket:")
-        if target.startswith(("/dev/", "/proc/", "anon_inode:")) or (name in _RECEIVE and not is_socket):
+        if target.startswith(("/dev/", "/proc/", "anon_inode:")):
             return "", ""
-        if is_socket:
-            verb = "send" if name in _SEND else "receive" if name in _RECEIVE else name
+        if target.startswith("socket:"):
+            verb = "send" if name in _SEND else name
             target = self._peers.get(arguments[0], "?")
         else:
             verb = "write" if name in _SEND else name
