@@ -158,7 +158,13 @@ class Stand:
             path.unlink()
         for balancer in self.balancers:
             balancer.reset()
-        self.efm_lb("check")
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Everything is right, and what is done once only is done."""
+        done = self.efm_lb("attach", self.old.name, "p")
+        assert done.returncode == 0, done.stdout
+        self.efm_lb("apply")
 
     def truth(self) -> Truth:
         """What the databases say."""
@@ -215,7 +221,7 @@ class Stand:
 
 @contextmanager
 def open_stand() -> Iterator[Stand]:
-    """Start the servers; everything is right, and the settings are compiled."""
+    """Start the servers; node 0 is the primary."""
     with ExitStack() as running:
         cluster = running.enter_context(Cluster.start(nodes=3))
         stand = Stand(
@@ -224,6 +230,5 @@ def open_stand() -> Iterator[Stand]:
             running.enter_context(Haproxy.start(cluster)),
             running.enter_context(Pgbouncer.start(cluster, {"server_login_retry": 1})),
         )
-        done = stand.efm_lb("check")
-        assert stand.plan.exists(), done.stdout
+        stand.warm_up()
         yield stand

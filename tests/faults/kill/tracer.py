@@ -34,8 +34,8 @@ _WALL = 0x40000000
 _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "x86_64": {
         "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "connect": 42, "sendto": 44, "sendmsg": 46, "clone": 56,
-        "fork": 57, "vfork": 58, "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77, "rename": 82,
-        "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
+        "fork": 57, "vfork": 58, "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77,
+        "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
         "symlink": 88, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "fsetxattr": 190, "fremovexattr": 199,
         "exit_group": 231, "openat": 257, "mkdirat": 258, "fchownat": 260, "unlinkat": 263, "renameat": 264,
         "linkat": 265, "symlinkat": 266, "fchmodat": 268, "sendmmsg": 307, "renameat2": 316, "clone3": 435,
