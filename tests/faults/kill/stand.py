@@ -22,8 +22,11 @@ from typing import Any, NamedTuple
 
 from efm_lb.probe import Probe
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.haproxy import WRITE as WRITE_PROXY
 from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, hook_environment
+from efm_lb.rehearsal.pgbouncer import READ as READ_ENTRY
+from efm_lb.rehearsal.pgbouncer import WRITE as WRITE_ENTRY
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.state import TEMPORARY
@@ -98,6 +101,7 @@ class Stand:
         self.haproxy = haproxy
         self.pgbouncer = pgbouncer
         self.balancers = (pgpool, haproxy, pgbouncer)
+        self._haproxy_config = haproxy.config.read_text()
         self.env_file = hook_environment(cluster, self.balancers, "efm", _SETTINGS)
         self.state_dir = cluster.stage.directory / "efm.state"
         self.journal = self.state_dir / "efm.journal"
@@ -195,6 +199,28 @@ class Stand:
     def files(self) -> Mapping[str, bytes]:
         """The balancers' own files that efm-lb writes."""
         return {path.name: path.read_bytes() for path in (self.haproxy.config, self.pgbouncer.entries)}
+
+    def haproxy_config(self) -> str:
+        """haproxy.cfg as it must be: disabled is who must not get the writes, or the reads."""
+        primary, standbys = self.cluster.primary, self.cluster.standbys
+        lines, proxy = [], ""
+        for line in self._haproxy_config.splitlines(keepends=True):
+            words = line.split()
+            if words[:1] == ["listen"]:
+                proxy = words[1]
+            elif words[:1] == ["server"]:
+                serves = [primary.address] if proxy == WRITE_PROXY else [node.address for node in standbys]
+                line = f"    {' '.join(words[:3])}{'' if words[2] in serves else ' disabled'}\n"
+            lines.append(line)
+        return "".join(lines)
+
+    def pgbouncer_entries(self) -> str:
+        """The file with the entries as it must be; in which order the standbys are is not for us to say."""
+        primary, standbys = self.cluster.primary, {node.host for node in self.cluster.standbys}
+        listed = re.search(rf"^{READ_ENTRY} = host=(\S+)", self.pgbouncer.entries.read_text(), re.MULTILINE)
+        hosts = listed[1] if listed and set(listed[1].split(",")) == standbys else ",".join(sorted(standbys))
+        rest = f"port={primary.port} dbname=postgres\n"
+        return f"[databases]\n{WRITE_ENTRY} = host={primary.host} {rest}{READ_ENTRY} = host={hosts} {rest}"
 
     def leftovers(self) -> list[str]:
         """Files that are there for a moment, where efm-lb writes."""

@@ -65,6 +65,7 @@ def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     leftovers = tuple(name for name in stand.leftovers() if name not in lying)
     wrong += [line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)]
     wrong += _torn(torn, (files, stand.files()))
+    wrong += _kept(stand)
     wrong += _state(stand)
     # What haproxy -f DIRECTORY or an %include takes in has another ending. Of a guard that is killed the mark stays.
     wrong += [f"{name} was left" for name in leftovers if not (name.endswith(TEMPORARY) or call.of)]
@@ -78,6 +79,16 @@ def _torn(torn: Mapping[str, bytes], whole: Collection[Mapping[str, bytes]]) -> 
     for name, content in torn.items():
         if content not in [each[name] for each in whole]:
             yield f"{name} was neither as before nor as after: {content!r}"
+
+
+def _kept(stand: Stand) -> Iterator[str]:
+    """The files must say what the balancers do, so that a reload or a restart changes nothing."""
+    for name, content, wanted in (
+        (stand.haproxy.config.name, stand.haproxy.config.read_text(), stand.haproxy_config()),
+        (stand.pgbouncer.entries.name, stand.pgbouncer.entries.read_text(), stand.pgbouncer_entries()),
+    ):
+        if content != wanted:
+            yield f"{name} is {content!r}, not {wanted!r}"
 
 
 def _lost(stand: Stand, call: Call, steps: Collection[Step], before: int) -> Iterator[str]:

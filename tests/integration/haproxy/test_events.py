@@ -9,6 +9,7 @@ import time
 import pytest
 
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.reconcile.differences import differences
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.haproxy import READ, WRITE
 from efm_lb_haproxy import adapter
@@ -328,3 +329,39 @@ def test_proxies_that_do_not_exist(manage, haproxy):
     with pytest.raises(PermanentError, match=r"no proxy pg_rwite \(EFM_LB_BALANCERS__EDGE__WRITE\)"):
         manager.send(Promote, 0)
     assert any(f.subject == "pg_rwite" for f in problems(manager))
+
+
+def test_what_the_files_would_undo_is_seen_and_put_right(manager, haproxy, cluster):
+    """A hook that was killed between the running HAProxy and its files leaves nobody else who knows."""
+    _, new, standby = manager.nodes
+    first = haproxy.config.read_text()
+    cluster.nodes[0].stop()
+    cluster.nodes[1].promote()
+    assert manager.send(Promote, 1).result is Result.CHANGED
+    assert manager.view().of(new).writes
+    haproxy.write_config(first)
+    seen = manager.view()
+    assert not any(each.writes for each in seen.nodes), "a reload would move them back"
+    assert "CONFIG says otherwise" in seen.of(new).detail
+    (event,) = [each for each in differences(manager.truth(), seen) if isinstance(each, Promote)]
+    assert event.node == new
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    assert f"{haproxy.config}:" in outcome.detail
+    assert manager.view().of(new).writes
+
+    haproxy.write_config(
+        haproxy.config.read_text().replace(f"server n3 {standby.address}\n", f"server n3 {standby.address} disabled\n")
+    )
+    assert manager.view().of(standby).attached is False
+    (event,) = differences(manager.truth(), manager.view())
+    assert event == Attach(standby, manager.truth(), Origin.RECONCILE)
+    assert manager.send(Attach, 2).result is Result.CHANGED
+    assert differences(manager.truth(), manager.view()) == ()
+
+
+def test_files_that_cannot_be_read_hide_nothing_that_runs(manager, haproxy):
+    before = manager.view()
+    haproxy.config.rename(haproxy.config.with_suffix(".gone"))
+    assert manager.view() == before
+    assert manager.view().of(manager.nodes[0]).writes

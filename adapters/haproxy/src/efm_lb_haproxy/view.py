@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from efm_lb import Node, NodeView, PermanentError, View
+from efm_lb import Node, NodeView, PermanentError, TemporaryError, View
+from efm_lb_haproxy.persist import Files, changes, read
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Reads, Setup
+from efm_lb_haproxy.wishes import Place, Wish
 
-__all__ = ["view", "view_of"]
+__all__ = ["unkept", "view", "view_of"]
 
 
 def view(nodes: tuple[Node, ...], setup: Setup, deadline: float) -> View:
-    """Read all proxies.
+    """Read all proxies, and the files that a reload would bring. Files that cannot be read say nothing here.
 
     :raises TemporaryError: no answer
     :raises PermanentError: it is no HAProxy, or has none of the proxies
@@ -21,15 +23,45 @@ def view(nodes: tuple[Node, ...], setup: Setup, deadline: float) -> View:
     proxies = Runtime(setup.endpoint, setup.connect_timeout, setup.tls).look(setup.proxies, deadline).proxies
     if not proxies:
         raise PermanentError(f"{setup.endpoint}: HAProxy has no proxy {' and no proxy '.join(setup.proxies)}")
-    return view_of(nodes, setup, proxies)
+    try:
+        files = read(setup.config)
+    except (TemporaryError, PermanentError):  # `efm-lb check` and the next event tell
+        files = {}
+    return view_of(nodes, setup, proxies, unkept(files, nodes, proxies))
 
 
-def view_of(nodes: tuple[Node, ...], setup: Setup, proxies: Mapping[str, tuple[Server, ...]]) -> View:
+def unkept(
+    files: Files, nodes: tuple[Node, ...], proxies: Mapping[str, tuple[Server, ...]]
+) -> frozenset[tuple[str, Node]]:
+    """The proxies and nodes about which the files say otherwise than HAProxy runs. Pure.
+
+    Whoever changed the running HAProxy was killed before the files were written, or somebody else wrote them.
+    """
+    found = set()
+    for name, servers in proxies.items():
+        for node in nodes:
+            mine = [server for server in servers if server.is_node(node)]
+            place = Place.OUT if all(server.out for server in mine) else Place.READY
+            if mine and changes(files, (Wish(name, {node: place}),), nodes, proxies):
+                found.add((name, node))
+    return frozenset(found)
+
+
+def view_of(
+    nodes: tuple[Node, ...],
+    setup: Setup,
+    proxies: Mapping[str, tuple[Server, ...]],
+    otherwise: Collection[tuple[str, Node]] = (),
+) -> View:
     """The view that ``proxies`` amount to. Pure.
 
     A node is attached when it serves anything: the primary may well be ready in no proxy for reads. Not so where nobody
     serves reads, and the primary should.
+
+    :param otherwise: the proxies and nodes about which the files say something else. What a reload undoes does not
+        count: such a standby is not attached, and where it is about writes, nobody has them
     """
+    would_move = any((name, node) in otherwise for name in setup.write for node in nodes)
     views = []
     unserved = any(
         not any(server.ready for server in proxies[name])
@@ -42,10 +74,15 @@ def view_of(nodes: tuple[Node, ...], setup: Setup, proxies: Mapping[str, tuple[S
             continue
         writes = any(server.ready for name in setup.write for server in found.get(name, ()))
         readers = [server for name in setup.read for server in found.get(name, ())]
-        serves = any(server.ready for server in readers) if readers else None
+        reads = any(server.ready and (server.proxy, node) not in otherwise for server in readers)
+        serves = reads if readers else None
         attached = not (unserved and readers) if writes else serves
-        detail = ", ".join(f"{server.path} {server.state}" for servers in found.values() for server in servers)
-        views.append(NodeView(node, attached, writes, detail))
+        detail = ", ".join(
+            f"{server.path} {server.state}{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
+            for name, servers in found.items()
+            for server in servers
+        )
+        views.append(NodeView(node, attached, writes and not would_move, detail))
     strangers = dict.fromkeys(
         f"{server.host}:{server.port}"
         for servers in proxies.values()
