@@ -39,8 +39,8 @@ def replace_file(path: str, expected: bytes, content: bytes) -> None:
 
     Where ``path`` is a symbolic link, the file that it leads to is replaced and the link stays. The new content is on
     the disk before it takes the old one's place. Whatever is raised, the old file is there and whole, and no
-    temporary file is left. Only a process that is killed leaves one: hidden, called ``.<name>.*.efm-lb``, and removed by
-    the next replacement that comes a minute later or more.
+    temporary file is left. Only a process that is killed leaves one: hidden, called ``.<name>.*.efm-lb``, and removed
+    by the next replacement that comes a minute later or more.
 
     :param expected: the content that the change was made from
     :raises TemporaryError: somebody else changed the file meanwhile, or it cannot be written: no right to the file or

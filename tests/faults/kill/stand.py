@@ -36,10 +36,10 @@ from integration.real import follow_ups, nodes_of
 
 __all__ = ["HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
 
-HOLD = 1.0
+HOLD = 2.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
 PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
-_SETTINGS = {"EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
+_SETTINGS = {"EFM_LB_DEADLINE": 30, "EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
 _COMMANDS = re.compile(r"b'[CDJ]\\x00|PAUSE|RESUME|RELOAD|KILL|SET|set server|shutdown sessions")
 """PCP's attach, detach and promote, and the words of the others."""
 _REPLACED = ("rename .databases.ini.PID.efm-lb", "rename .haproxy.cfg.PID.efm-lb")
