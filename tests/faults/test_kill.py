@@ -23,8 +23,6 @@ from faults.kill.strike import strike
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
 SAMPLED = 22
 """Points of ``make test``."""
-LONGEST_POLL = 30
-"""How often a step is counted: what looks again and again does so in the same way."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def stand() -> Iterator[Stand]:
 def points_of(steps: Iterable[Step]) -> list[Point]:
     points = []
     for step in steps:
-        if step.nth <= LONGEST_POLL:
+        if not step.is_again:
             points += [Point(step), Point(step, "after")] if step.is_told else [Point(step)]
     return points
 

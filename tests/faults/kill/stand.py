@@ -40,9 +40,13 @@ HOLD = 2.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
 PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
 _SETTINGS = {"EFM_LB_DEADLINE": 30, "EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
-_COMMANDS = re.compile(r"b'[CDJ]\\x00|PAUSE|RESUME|RELOAD|KILL|SET|set server|shutdown sessions")
-"""PCP's attach, detach and promote, and the words of the others."""
-_REPLACED = ("rename .databases.ini.PID.efm-lb", "rename .haproxy.cfg.PID.efm-lb")
+_CHANGES = (
+    *(f"send {PCP}: {letter}" for letter in "CDJ"),  # attach, detach, promote
+    *(f"send {CONSOLE}: {word}" for word in ("PAUSE", "RESUME", "RELOAD", "KILL", "SET")),
+    *(f"send {SOCKET}: {words}" for words in ("set+show", "set+show+shutdown", "show+shutdown")),
+    "rename .databases.ini.PID.efm-lb",
+    "rename .haproxy.cfg.PID.efm-lb",
+)
 _TRACER = Path(__file__).with_name("tracer.py")
 
 
@@ -56,12 +60,17 @@ class Step(NamedTuple):
     @property
     def is_told(self) -> bool:
         """It tells a balancer something."""
-        return self.name in {f"send {balancer}" for balancer in (PCP, CONSOLE, SOCKET)}
+        return self.name.startswith(tuple(f"send {balancer}: " for balancer in (PCP, CONSOLE, SOCKET)))
 
     @property
     def is_change(self) -> bool:
         """It makes something else of a balancer, or of its file."""
-        return bool(self.is_told and _COMMANDS.search(self.words)) or self.name in _REPLACED
+        return self.name in _CHANGES
+
+    @property
+    def is_again(self) -> bool:
+        """Its process has asked that often already that it is looking again and again, each time in the same way."""
+        return self.nth > 5 and self.name.startswith(("send ", "connect "))
 
 
 class Point(NamedTuple):

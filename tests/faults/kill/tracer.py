@@ -2,8 +2,8 @@
 
 A step is a system call that changes a file, takes a lock, sends a message or starts a process. strace can
 kill at the Nth call too, but it counts for each thread by itself, and the hook has one for each balancer. Here a step
-has a name, such as ``send console``, and is counted by name over all threads, so that the third message to the console
-is the same one in each run.
+has a name, such as ``send the console: PAUSE``, and is counted by name over all threads, so that it is the same one in
+each run.
 
 Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... -- PROGRAM...``.
 
@@ -112,10 +112,11 @@ class _Steps:
         else:
             verb = "write" if name in _SEND else name
             target = "a pipe" if target.startswith("pipe:") else self._word(target)
-        content = ""
-        if name in ("write", "pwrite64", "sendto"):
-            content = f" {_memory(pid, arguments[1], min(arguments[2], 120))!r}"
-        return f"{verb} {target}", f"{name}({arguments[0]}){content}"
+        if name not in ("write", "pwrite64", "sendto"):
+            return f"{verb} {target}", f"{name}({arguments[0]})"
+        content = _memory(pid, arguments[1], min(arguments[2], 200))
+        what = f": {_kind(content)}" if verb == "send" else ""
+        return f"{verb} {target}{what}", f"{name}({arguments[0]}) {content[:120]!r}"
 
     def _makes_thread(self, pid: int, call: _Call) -> bool:
         if call.name in ("fork", "vfork"):
@@ -212,6 +213,18 @@ class _Tracer:
             # The thread stands still before the kernel begins with the call, and dies there.
             os.kill(self._target, signal.SIGKILL)
             os.write(self._log, b'{"killed": true}\n')
+
+
+def _kind(message: bytes) -> str:
+    """What sort of message it is, whatever nodes it names: a statement's beginning, a request's letter, or verbs."""
+    if message[:1] == b"Q":
+        words = message[5:].partition(b"\0")[0].split()
+        return b" ".join(words[: 1 + (words[0] == b"SHOW")]).decode("ascii", "replace")
+    if message[1:3] == b"\0\0":
+        return message[:1].decode("ascii", "replace") if message[0] else "login"
+    return "+".join(
+        sorted({command.split()[0].decode("ascii", "replace") for command in message.split(b";") if command})
+    )
 
 
 def _ptrace(request: int, pid: int, data: int = 0) -> None:
