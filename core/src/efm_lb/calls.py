@@ -9,7 +9,7 @@ from efm_lb.errors import CallError
 from efm_lb.events import Origin
 from efm_lb.truth import Node, Role
 
-__all__ = ["Arguments", "Call", "Kind", "parse", "without_options"]
+__all__ = ["Arguments", "Call", "Kind", "parse", "shown", "without_options"]
 
 
 class Kind(Enum):
@@ -31,12 +31,15 @@ _TYPES = {
     "": None,
 }
 _LONGEST_FOLLOW_UP = 3600
+_LONGEST_NAME = 253
+"""Of a host, in characters (RFC 1035)."""
 
 
 class Arguments(NamedTuple):
     """A hook's command line.
 
     :param role: what EFM's TYPE says about the node, None when it says nothing
+    :param strange: a TYPE that says nothing to us, empty when there is none
     :param follow_up: seconds to wait before a deferred call is judged again; None for a call of EFM's
     :param call: the deferred call
     """
@@ -50,6 +53,7 @@ class Arguments(NamedTuple):
     dry_run: bool = False
     follow_up: float | None = None
     call: str | None = None
+    strange: str = ""
 
 
 class Call(NamedTuple):
@@ -76,7 +80,7 @@ def without_options(argv: Sequence[str]) -> str:
     words, before = [], ""
     for word in argv:
         if not word.startswith("-") and before not in VALUED:
-            words.append(word)
+            words.append(shown(word))
         before = word
     return " ".join(words)
 
@@ -95,44 +99,51 @@ def parse(argv: Sequence[str]) -> Arguments:
         if word in ("--json", "--dry-run"):
             flags.add(word)
         elif word.startswith("-"):
-            raise CallError(f"no such option: {word} (see efm-lb {kind.value} --help)")
+            raise CallError(f"no such option: {shown(word)} (see efm-lb {kind.value} --help)")
         else:
             words.append(word)
-    host, role = _operands(kind, words)
+    host, letter = _operands(kind, words)
     return Arguments(
         kind,
         host,
-        role,
+        _TYPES.get(letter.lower()),
         cluster=options.get("--cluster", "efm"),
         env_file=options.get("--env-file"),
         json="--json" in flags,
         dry_run="--dry-run" in flags,
         follow_up=_seconds(options.get("--follow-up")),
         call=options.get("--call"),
+        strange="" if letter.lower() in _TYPES else letter,
     )
 
 
-def _operands(kind: Kind, words: Sequence[str]) -> tuple[str, Role | None]:
+def _operands(kind: Kind, words: Sequence[str]) -> tuple[str, str]:
+    """HOST and TYPE. A TYPE that nobody knows is no error: the databases say what the node is."""
     usage = "HOST" if kind is Kind.PROMOTE else "HOST [TYPE]"
-    for word in words:
-        if word.startswith("%"):
+    for number, word in enumerate(words):
+        if word.startswith("%") and not (number == 1 and word == "%t"):  # which EFM 3.2 does not know
             raise CallError(
-                f"EFM did not replace {word}: it knows %h and %t for the load balancer scripts"
+                f"EFM did not replace {shown(word)}: it knows %h and %t for the load balancer scripts"
                 " and %p for script.post.promotion; check the line in efm.properties"
             )
     if not words or not words[0].strip():
         raise CallError(f"no HOST given: expected efm-lb {kind.value} {usage}")
     if len(words) > len(usage.split()):
-        raise CallError(f"too many words ({' '.join(words)}): expected efm-lb {kind.value} {usage}")
-    letter = words[1].strip().lower() if len(words) > 1 else ""
-    if letter not in _TYPES:
-        raise CallError(f"TYPE is {words[1]!r}: expected p or s (also m, primary, master, standby), or nothing")
-    return words[0].strip(), _TYPES[letter]
+        raise CallError(f"too many words ({without_options(words)}): expected efm-lb {kind.value} {usage}")
+    host = words[0].strip()
+    if len(host) > _LONGEST_NAME:
+        raise CallError(f"HOST has {len(host)} characters, a name has {_LONGEST_NAME} at most: {shown(host)}")
+    return host, shown(words[1].strip()) if len(words) > 1 else ""
+
+
+def shown(word: str) -> str:
+    """A word of the command line, cut to what can be read."""
+    return word if len(word) <= _LONGEST_NAME else f"{word[:_LONGEST_NAME]}..."
 
 
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     if not text.replace(".", "", 1).isdecimal() or float(text) > _LONGEST_FOLLOW_UP:
-        raise CallError(f"--follow-up needs seconds, at most {_LONGEST_FOLLOW_UP}, not {text!r}")
+        raise CallError(f"--follow-up needs seconds, at most {_LONGEST_FOLLOW_UP}, not {shown(text)!r}")
     return float(text)

@@ -20,6 +20,7 @@ __all__ = [
     "NotReadableError",
     "SettingsError",
     "UnknownNodeError",
+    "printable",
 ]
 
 EX_OK = 0
@@ -38,6 +39,13 @@ EX_CONFIG = 78
 """Wrong settings."""
 
 
+def printable(text: str) -> str:
+    """``text`` in one line, with escapes for all that a terminal, a mail or a log would obey."""
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text])
+
+
 class EfmLbError(Exception):
     """Ends a command with one clear message per problem and an exit code; nothing was changed."""
 
@@ -45,7 +53,7 @@ class EfmLbError(Exception):
 
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
-        self.messages: Sequence[str] = messages
+        self.messages: Sequence[str] = [printable(message) for message in messages]
 
 
 class CallError(EfmLbError):

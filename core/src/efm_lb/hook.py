@@ -87,6 +87,11 @@ def run(arguments: Arguments, environ: Mapping[str, str], begun: HeadStart | Non
     else:
         configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     notes = [f"took the slow way: {stale}"] if stale else []
+    if arguments.strange:
+        notes.append(
+            f"TYPE is {arguments.strange!r}, expected p or s (also m, primary, master, standby):"
+            " the database was asked; check the line in efm.properties"
+        )
     if stale:
         configuration = _left_of(configuration, time.monotonic() - started)
     state = State(configuration.state_dir, configuration.cluster)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from efm_lb.decide import Decision
+from efm_lb.errors import printable
 from efm_lb.outcomes import Outcome
 
 __all__ = ["SCHEMA", "Report", "as_document", "as_lines"]
@@ -30,7 +31,11 @@ class Report(NamedTuple):
 
 
 def as_lines(report: Report) -> list[str]:
-    """The report for a person: EFM mails it, so it is short and holds no secret."""
+    """The report for a person: EFM mails it, so it is short and holds no secret, nor anything that a terminal obeys."""
+    return [printable(line) for line in _lines(report)]
+
+
+def _lines(report: Report) -> list[str]:
     decision = report.decision
     if decision is None:
         return [f"efm-lb {report.call}: {note}" for note in report.notes]

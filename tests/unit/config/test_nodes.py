@@ -48,6 +48,8 @@ def test_forms(text: str, node: Node) -> None:
         ("[fd00::1", "'[fd00::1' is not host:port; an IPv6 address needs brackets: [fd00::1]:5432"),
         ("[fd00::zz]:1", "'[fd00::zz]:1': '[fd00::zz]' is neither a host name nor an IP address"),
         ("[db1]:1", "'[db1]:1': '[db1]' is neither a host name nor an IP address"),
+        ("[fe80::1%]:1", "'[fe80::1%]:1': '[fe80::1%]' is neither a host name nor an IP address"),
+        ("[fe80::1%a;b]:1", "'[fe80::1%a;b]:1': '[fe80::1%a;b]' is neither a host name nor an IP address"),
         ("10.0.0.256", "'10.0.0.256': '10.0.0.256' is neither a host name nor an IP address"),
         ("10.0.0", "'10.0.0': '10.0.0' is neither a host name nor an IP address"),
         ("a b", "'a b': 'a b' is neither a host name nor an IP address"),
@@ -100,3 +102,5 @@ def test_anything_else_is_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert all(node.name and node.host for node in nodes)
+    plain = set(string.ascii_letters + string.digits + "_-.:%")
+    assert all(plain.issuperset(name) for node in nodes for name in (node.name, node.host, *node.aliases))

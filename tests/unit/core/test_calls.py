@@ -26,6 +26,11 @@ def test_type(argv: list[str], role: Role | None) -> None:
     assert parse(argv) == Arguments(Kind.ATTACH, "db1", role)
 
 
+@pytest.mark.parametrize("letter", ["w", "x", "%t", "idle"])
+def test_a_type_that_nobody_knows_leaves_it_to_the_database(letter: str) -> None:
+    assert parse(["attach", "db1", letter]) == Arguments(Kind.ATTACH, "db1", None, strange=letter)
+
+
 def test_options_stand_anywhere_and_take_both_forms() -> None:
     expected = Arguments(Kind.DETACH, "fe80::1", Role.STANDBY, "sales", "/etc/x.env", json=True, dry_run=True)
     argv = ["detach", "--cluster", "sales", "fe80::1", "--env-file=/etc/x.env", "s", "--json", "--dry-run"]
@@ -41,14 +46,16 @@ def test_hosts_of_every_form(host: str) -> None:
     ("argv", "message"),
     [
         (["attach", "%h", "p"], "EFM did not replace %h"),
-        (["attach", "db1", "%t"], "EFM did not replace %t"),
+        (["attach", "%h", "%t"], "EFM did not replace %h"),
+        (["attach", "db1", "%x"], "EFM did not replace %x"),
+        (["attach", "%t"], "EFM did not replace %t"),
         (["promote", "%p"], "EFM did not replace %p"),
         (["attach"], "no HOST given"),
         (["attach", "", "p"], "no HOST given"),
         (["attach", "  "], "no HOST given"),
         (["attach", "db1", "p", "10.0.0.1"], "too many words"),
         (["promote", "db1", "p"], "too many words"),
-        (["attach", "db1", "x"], "TYPE is 'x'"),
+        (["attach", "d" * 254, "p"], "HOST has 254 characters, a name has 253 at most: d{253}[.]{3}$"),
         (["attach", "db1", "--clutser", "x"], "no such option: --clutser"),
         (["attach", "-x", "db1"], "no such option: -x"),
         (["attach", "db1", "--cluster"], "--cluster needs a value"),

@@ -442,7 +442,7 @@ def test_an_output_that_cannot_be_written_hides_no_exit_code(stdout: str | None)
 
 
 def test_an_output_in_another_encoding_hides_no_exit_code() -> None:
-    argv = [sys.executable, "-m", "efm_lb", "attach", "d\u00e9j\u00e0", "%t"]
+    argv = [sys.executable, "-m", "efm_lb", "attach", "d\u00e9j\u00e0", "%x"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(argv, capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (2, b"")
@@ -454,6 +454,13 @@ def test_a_dry_run_touches_nothing(world: World, run: Run) -> None:
     assert lines[1] == "pool1: would Promote"
     assert world.events == []
     assert not list(world.state_dir.iterdir())
+
+
+@pytest.mark.parametrize("letter", ["%t", "w"])
+def test_a_type_that_nobody_knows_is_said_and_the_database_asked(world: World, run: Run, letter: str) -> None:
+    code, lines = run("attach", "db2", letter)
+    assert (code, world.events) == (0, [Promote(DB2, FAILED_OVER)])
+    assert lines[-1].startswith(f"note: TYPE is '{letter}', expected p or s")
 
 
 def test_json(world: World, run: Run) -> None:

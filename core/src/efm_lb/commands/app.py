@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
-from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError
+from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError, printable
 from efm_lb.settings import settings_of
 
 __all__ = ["app", "run"]
@@ -325,7 +325,7 @@ def run() -> NoReturn:
         code, problem = EX_SOFTWARE, f"the output cannot be written: {error.strerror}"
     if problem:
         with suppress(OSError):
-            os.write(2, f"efm-lb: {problem}\n".encode("utf-8", "backslashreplace"))
+            os.write(2, f"efm-lb: {printable(problem)}\n".encode("utf-8", "backslashreplace"))
     # At once: Python's own end would fail once more over what cannot be written, and make an exit code of that.
     os._exit(code)
 

@@ -11,7 +11,7 @@ from efm_lb.commands.tables import print_table
 from efm_lb.config import compose
 from efm_lb.config.schema import composed, markdown
 from efm_lb.config.secrets import masked
-from efm_lb.errors import EX_OK, EX_UNAVAILABLE
+from efm_lb.errors import EX_OK, EX_UNAVAILABLE, printable
 from efm_lb.plugins import discover
 from efm_lb.sources import gather
 
@@ -48,7 +48,7 @@ def show(cluster: str, env_file: str | None, environ: Mapping[str, str], as_json
         print_table(["variable", "value", "set in"], rows)
         print(f"\nThe compiled plan {'cannot be used: ' + reason if reason else f'{sources.plan} is fresh'}.")
     for name, failure in loaded.failures.items():
-        print(f"efm-lb: adapter {name} cannot be used: {failure}", file=sys.stderr)
+        print(f"efm-lb: adapter {name} cannot be used: {printable(failure)}", file=sys.stderr)
     return EX_UNAVAILABLE if loaded.failures else EX_OK
 
 

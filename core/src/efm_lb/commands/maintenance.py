@@ -7,9 +7,10 @@ import json
 import time
 
 from efm_lb import maintenance
+from efm_lb.calls import shown
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError
+from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError, printable
 from efm_lb.maintenance import Maintenance
 
 __all__ = ["clear", "seconds_of", "set_", "show"]
@@ -30,7 +31,7 @@ def set_(configuration: Configuration, name: str, span: str, reason: str) -> int
     until = now + seconds_of(span)
     entry = Maintenance(_known(configuration, name), until, now, _user(), reason)
     _write(configuration, [*_others(configuration, entry.name), entry])
-    print(f"{entry}. On this host: set it on each host where efm-lb reconcile runs.")
+    print(f"{printable(str(entry))}. On this host: set it on each host where efm-lb reconcile runs.")
     return EX_OK
 
 
@@ -41,9 +42,9 @@ def clear(configuration: Configuration, name: str) -> int:
     """
     others = _others(configuration, name)
     if len(others) == len(_now(configuration)):
-        raise UnknownNodeError(f"{name} is not in maintenance on this host")
+        raise UnknownNodeError(f"{shown(name)} is not in maintenance on this host")
     _write(configuration, others)
-    print(f"{name} is no longer in maintenance on this host")
+    print(f"{printable(name)} is no longer in maintenance on this host")
     return EX_OK
 
 
@@ -80,7 +81,8 @@ def _known(configuration: Configuration, name: str) -> str:
     if name.lower() in balancers:
         return name.lower()
     known = ", ".join([*(node.name for node in configuration.nodes), *balancers])
-    raise UnknownNodeError(f"{name} is neither a node nor a balancer of cluster {configuration.cluster} ({known})")
+    cluster = configuration.cluster
+    raise UnknownNodeError(f"{shown(name)} is neither a node nor a balancer of cluster {cluster} ({known})")
 
 
 def _now(configuration: Configuration) -> tuple[Maintenance, ...]:

@@ -8,7 +8,7 @@ import time
 from efm_lb.commands.observe import no_primary, observe, untold
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
-from efm_lb.errors import EX_OK, EX_TEMPFAIL
+from efm_lb.errors import EX_OK, EX_TEMPFAIL, printable
 from efm_lb.reconcile.differences import differences
 from efm_lb.views import View
 
@@ -47,7 +47,7 @@ def plan(configuration: Configuration, as_json: bool) -> int:
     else:
         for name, lines in steps.items():
             for line in lines or ["nothing to do"]:
-                print(f"{name}: {line}")
+                print(f"{name}: {printable(line)}")
         for name, failure in failures.items():
-            print(f"! {name}: {failure}")
+            print(f"! {name}: {printable(failure)}")
     return EX_TEMPFAIL if failures else EX_OK

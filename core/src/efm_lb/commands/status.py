@@ -7,7 +7,7 @@ import json
 from efm_lb.commands.observe import Observation, no_primary, observe, untold
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, EX_TEMPFAIL
+from efm_lb.errors import EX_OK, EX_TEMPFAIL, printable
 from efm_lb.maintenance import Maintenance, in_force
 from efm_lb.reconcile.differences import disagreement
 from efm_lb.truth import NodeState
@@ -31,7 +31,7 @@ def status(configuration: Configuration, as_json: bool) -> int:
     else:
         _print(seen, problems)
         for each in alone:
-            print(f"{each}")
+            print(printable(f"{each}"))
     return EX_TEMPFAIL if problems else EX_OK
 
 
@@ -74,7 +74,7 @@ def _print(seen: Observation, problems: list[str]) -> None:
         styles.append("red" if marked else "")
     print_table(["node", "address", "database", *seen.views], rows, styles)
     for problem in problems:
-        print(f"! {problem}")
+        print(f"! {printable(problem)}")
 
 
 def _document(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from efm_lb.errors import printable
+
 __all__ = ["print_table"]
 
 
@@ -13,6 +15,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: S
 
     :param styles: a rich style per row, such as ``red``; used on a terminal only
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -11,6 +11,8 @@ __all__ = ["DEFAULT_PORT", "parse_nodes"]
 
 DEFAULT_PORT = 5432
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?")
+_SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+"""Of a link-local IPv6 address: an interface."""
 _HOST = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
 )
@@ -57,7 +59,8 @@ def _host(text: str, entry: str) -> str:
     """A host name or address, without brackets."""
     bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     if ":" in bare:
-        if _is_address(AF_INET6, bare.partition("%")[0]):
+        address, percent, scope = bare.partition("%")
+        if _is_address(AF_INET6, address) and (not percent or _SCOPE.fullmatch(scope)):
             return bare
     elif bare == text and _HOST.fullmatch(bare) and (re.search("[^0-9.]", bare) or _is_address(AF_INET, bare)):
         return bare

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from efm_lb import compiled, signals
 from efm_lb.command_line import valued
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, EX_TEMPFAIL, CallError, EfmLbError, NotInstalledError
+from efm_lb.errors import EX_OK, EX_TEMPFAIL, CallError, EfmLbError, NotInstalledError, printable
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.reconcile.rounds import Round, Rounds
 from efm_lb.reconcile.vigil import Vigil
@@ -172,6 +172,6 @@ def _document(configuration: Configuration, lines: Sequence[str], done: Round) -
 
 def _say(line: str) -> None:
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except OSError:
         return
