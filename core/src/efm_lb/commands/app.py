@@ -159,11 +159,24 @@ def reconcile(
 
 
 @app.command("check")
-def check(cluster: Cluster = "efm", env_file: EnvFile = None, json: Json = False) -> None:
+def check(
+    cluster: Cluster = "efm",
+    env_file: EnvFile = None,
+    json: Json = False,
+    properties: Annotated[
+        str | None,
+        typer.Option(
+            "--efm-properties",
+            metavar="FILE",
+            help="EFM's own settings, such as /etc/edb/efm-5.4/efm.properties: are they right for these hooks?",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Look for what will go wrong on the day: settings, files, logins, balancers; nothing is changed."""
     from efm_lb.commands.check import check
 
-    raise typer.Exit(check(settings_of(cluster, env_file, os.environ)[0], json))
+    raise typer.Exit(check(settings_of(cluster, env_file, os.environ)[0], json, properties))
 
 
 @history.callback()

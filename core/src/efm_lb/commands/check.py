@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from efm_lb.commands import efm_properties
 from efm_lb.commands.observe import ask, log_in, no_primary
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
@@ -25,15 +26,19 @@ SCHEMA = "efm-lb/check/v1"
 _STYLES = {Severity.OK: "", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
 
-def check(configuration: Configuration, as_json: bool) -> int:
+def check(configuration: Configuration, as_json: bool, properties: str | None = None) -> int:
     """Print what was looked at and what was found, errors last.
 
+    :param properties: the path of EFM's properties, None to leave them out
     :return: 0 when there is no error (warnings may remain), 69 otherwise
-    :raises EfmLbError: there is no libpq on this host
+    :raises EfmLbError: there is no libpq on this host, or EFM's properties cannot be read
     """
+    given = efm_properties.read(properties) if properties else None
     truth = ask(configuration)
     found = [("efm-lb", finding) for finding in _own(configuration)]
     found += [("databases", finding) for finding in _databases(truth)]
+    if properties and given is not None:
+        found += [("EFM", finding) for finding in efm_properties.judged(given, properties, configuration.cluster)]
     deadline = time.monotonic() + configuration.deadline
     for name, answer in Dispatcher(configuration).findings(truth, log_in(configuration), deadline).items():
         if answer.failure:
