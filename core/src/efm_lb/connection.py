@@ -237,6 +237,9 @@ class Connection:
         values = (c_char_p * (len(parameters) + 1))(*[value.encode() for _, value in parameters], None)
         self._connection = self._library.PQconnectStartParams(cast(names, c_void_p), cast(values, c_void_p), expand)
         self._library.PQsetErrorVerbosity(self._connection, libpq.VERBOSE)
+        # libpq prints a server's notices to standard error as they are. PQclear of nothing receives them instead: a
+        # function of Python's would need memory that can be written and executed, which some systems forbid.
+        self._library.PQsetNoticeReceiver(self._connection, cast(self._library.PQclear, c_void_p), None)
         try:
             self._connect(deadline)
         except BaseException:

@@ -53,6 +53,7 @@ _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("PQconninfoParse", c_void_p, (c_char_p, c_void_p)),
     ("PQconninfoFree", None, (c_void_p,)),
     ("PQsetErrorVerbosity", c_int, (c_void_p, c_int)),
+    ("PQsetNoticeReceiver", c_void_p, (c_void_p, c_void_p, c_void_p)),
     ("PQstatus", c_int, (c_void_p,)),
     ("PQsocket", c_int, (c_void_p,)),
     ("PQerrorMessage", c_char_p, (c_void_p,)),
