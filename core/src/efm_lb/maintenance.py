@@ -15,6 +15,8 @@ from efm_lb.state import replace
 __all__ = ["Maintenance", "in_force", "write"]
 
 _LIMIT = 1024 * 1024
+_END_OF_TIME = 253402300800.0
+"""The year 10000, in seconds since 1970: what comes later no clock can show."""
 
 
 class Maintenance(NamedTuple):
@@ -84,6 +86,7 @@ def _parsed(line: str) -> Maintenance | None:
     name, *rest = line.split("\t")
     try:
         until, since, by, reason = rest
-        return Maintenance(name, float(until), float(since), by, reason)
+        entry = Maintenance(name, float(until), float(since), by, reason)
     except ValueError:
         return None
+    return entry if all(0 <= moment < _END_OF_TIME for moment in (entry.until, entry.since)) else None

@@ -55,3 +55,9 @@ def test_spans(span: str, seconds: int) -> None:
 def test_spans_that_make_no_sense(span: str) -> None:
     with pytest.raises(CallError, match=r"--for .*: expected a number and s, m, h or d"):
         seconds_of(span)
+
+
+@pytest.mark.parametrize("moment", ["inf", "-inf", "nan", "1e300", "253402300800", "-1"])
+def test_a_time_that_no_clock_can_show_means_nothing(tmp_path: Path, moment: str) -> None:
+    (tmp_path / "efm.maintenance").write_text(f"db1\t{moment}\t0\t\t\ndb2\t9000\t{moment}\t\t\n")
+    assert in_force(str(tmp_path), "efm", 1500.0) == ()
