@@ -39,6 +39,8 @@ def values(text: bytes) -> list[bytes]:
         (b"", []),
         (b"   ", []),
         (b"# all of it", []),
+        (b'server n1 "10.0.0.1:1', []),
+        (b"server n1 '\0' x", []),
     ],
 )
 def test_words(text: bytes, expected: list[bytes]) -> None:

@@ -117,6 +117,7 @@ def test_what_is_no_haproxy(reply, message):
         (b"Name: HAProxy\nPid: 1\n\n2\n# be_name\n\n# svname,scur\n\n", "no server state of version 1"),
         (b"Name: HAProxy\nPid: 1\n\n1\n# be_name\nw\n\n# svname,scur\n\n", "a server state without 'srv_name'"),
         (b"Name: HAProxy\nPid: 1\n\n1\n# be_name\n\nnothing\n\n", "no statistics"),
+        (b"Name: HAProxy\nPid: 1\n\n1\n# be_name srv_name\nw n1;quit\n\n# svname,scur\n\n", "a name that is none"),
         (b"Name: HAProxy\nPid: 1\n\nwhat\n\nnothing\n\n", "no statistics"),
     ],
 )

@@ -95,7 +95,10 @@ class ServerLine(NamedTuple):
 
 
 def words(content: bytes, start: int, end: int) -> tuple[Word, ...]:
-    """The words of ``content`` between two positions, which are on one line."""
+    """The words of ``content`` between two positions, which are on one line.
+
+    There are none where a quote is left open: haproxy refuses the line, and what is put behind it would be quoted.
+    """
     found: list[Word] = []
     at = start
     text = content[start:end]
@@ -111,10 +114,13 @@ def words(content: bytes, start: int, end: int) -> tuple[Word, ...]:
         if at == end or content[at] in _ENDS or content[at : at + 1] == b"#":
             return tuple(found)
         word, at = _word(content, at, end)
+        if word is None:
+            return ()
         found.append(word)
 
 
-def _word(content: bytes, start: int, end: int) -> tuple[Word, int]:
+def _word(content: bytes, start: int, end: int) -> tuple[Word | None, int]:
+    """The word that begins at ``start``, None when its quote is left open; and where it ends."""
     value = bytearray()
     quote = b""
     literal = True
@@ -134,7 +140,7 @@ def _word(content: bytes, start: int, end: int) -> tuple[Word, int]:
                 literal = False
             value += byte
         at += 1
-    return Word(start, at, bytes(value), literal), at
+    return None if quote else Word(start, at, bytes(value), literal), at
 
 
 @cache

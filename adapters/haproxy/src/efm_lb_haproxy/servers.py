@@ -15,6 +15,8 @@ _MAINT = 1 | 2 | 32
 """Forced maintenance, inherited from a tracked server, or because the name did not resolve. Not 4: `disabled` was in
 the configuration, which stays set when the server was made ready since."""
 _DRAIN = 8 | 16
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_:.-")
+"""What haproxy allows in a name. Names are sent back to it, and other letters have a meaning there."""
 
 
 class FormatError(Exception):
@@ -97,6 +99,8 @@ def parse_state(text: str) -> tuple[Server, ...]:
 
 def _server(row: dict[str, str]) -> Server:
     try:
+        if not (_NAME.issuperset(row["be_name"]) and _NAME.issuperset(row["srv_name"])):
+            raise FormatError("a server state with a name that is none")
         return Server(
             row["be_name"],
             row["srv_name"],
