@@ -114,7 +114,7 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
         return _detach(call, state, truth, policy)
     decision = _attach(call, state, truth, policy)
     if isinstance(decision.event, Attach) and call.node.name in policy.in_maintenance:
-        return Decision(Verdict.DEFER, f"{call.node.name} is in maintenance: not attached")
+        return Decision(Verdict.DEFER, f"{call.node.name} is in maintenance: not attached", rule="R21")
     return decision
 
 

@@ -49,8 +49,8 @@ def _watch(keywords: Mapping[str, str], timeout: float, until: float, found: Eve
         try:
             with Connection(keywords, time.monotonic() + timeout) as connection:
                 while not found.is_set() and time.monotonic() < until:
-                    (row,) = connection.query(_IN_RECOVERY, time.monotonic() + timeout).rows
-                    if row["recovering"] == "f":
+                    rows = connection.query(_IN_RECOVERY, time.monotonic() + timeout).rows
+                    if [row.get("recovering") for row in rows] == ["f"]:
                         found.set()
                         return
                     found.wait(POLL)

@@ -38,6 +38,7 @@ NODES = "EFM_LB_NODES (FILE:1)"
             (f"{POOL1}__HOST_SSH={text}", f"{text!r} is no [user@]host or ssh://[user@]host[:port]")
             for text in ("-oProxyCommand=x", "pgb1 uptime", "efm@pgb1:22", "a@b@c", "ssh://pgb1/path", "$(id)@pgb1")
         ],
+        (f'{POOL1}__HOST_SSH="a@b\\n"', "'a@b\\n' is no [user@]host or ssh://[user@]host[:port]"),
         ("EFM_LB_BALANCERS=x", "no such variable"),
         ("EFM_LB_PROBE=x", "no such variable"),
         ("EFM_LB_WHATEVER=x", "no such variable"),

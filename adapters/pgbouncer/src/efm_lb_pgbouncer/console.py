@@ -218,8 +218,8 @@ class _Row(dict[str, "str | None"]):
 
     def number(self, name: str) -> int:
         text = self[name] or "0"
-        if not (text.isascii() and text.isdigit()):
-            raise PermanentError(f"{self._where}: {name} is {text!r}, which is no number")
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise PermanentError(f"{self._where}: {name} is {text[:20]!r}, which is no number")
         return int(text)
 
     def __missing__(self, name: str) -> str | None:

@@ -305,7 +305,7 @@ def of_watchdog(member: Member, configured: int, document: str | None) -> Iterat
         cluster = json.loads(document)
         nodes = [(str(node["NodeName"]), str(node["StateName"])) for node in cluster["WatchdogNodes"]]
         quorum = int(cluster.get("QuorumStatus", 0))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Finding(Severity.WARNING, str(member), "does not tell the state of its watchdog")
         return
     for name, state in nodes:

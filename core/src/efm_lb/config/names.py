@@ -33,8 +33,9 @@ _NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
 HOST_SSH_SCHEMA = {
     "type": "string",
-    # What ssh takes for a destination, and nothing that it could take for an option or a shell for a command.
-    "pattern": rf"^(({_NAME}@)?({_NAME}|{_IPV6})|ssh://({_NAME}@)?({_NAME}|\[{_IPV6}\])(:[0-9]{{1,5}})?)$",
+    # What ssh takes for a destination, and nothing that it could take for an option or a shell for a command. To Python
+    # a newline may follow the end.
+    "pattern": rf"^(({_NAME}@)?({_NAME}|{_IPV6})|ssh://({_NAME}@)?({_NAME}|\[{_IPV6}\])(:[0-9]{{1,5}})?)$(?!\n)",
     "description": (
         "The load balancer is on another host: the account there that runs `efm-lb apply` as a forced command, as ssh"
         " takes it, such as `efm-lb@pgb1` or `ssh://efm-lb@pgb1:2222`. The settings of that host's own env file count."
