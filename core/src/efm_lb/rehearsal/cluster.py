@@ -1,4 +1,4 @@
-"""A real PostgreSQL cluster on loopback addresses, made to be broken."""
+"""A real PostgreSQL cluster, made to be broken."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import shutil
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from efm_lb.rehearsal import sql
+from efm_lb.rehearsal.host import Host
 from efm_lb.rehearsal.programs import postgres_bindir
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import ServerError, Stage, free_port
@@ -24,6 +26,8 @@ SUPERUSER = "postgres"
 PROBE_USER = "efm"
 """The role that hooks ask the databases as; needs `PROBE_PASSWORD`."""
 PROBE_PASSWORD = "probe-secret"
+_PORT = 5432
+"""On hosts that have nothing else on them."""
 TABLE = "rehearsal"
 """The table that writers insert into: ``writer`` and ``number``."""
 
@@ -55,9 +59,9 @@ log_min_messages = log
 """
 
 _ACCESS = f"""
-host all {PROBE_USER} 127.0.0.0/8 scram-sha-256
-host all all 127.0.0.0/8 trust
-host replication all 127.0.0.0/8 trust
+host all {PROBE_USER} {{network}} scram-sha-256
+host all all {{network}} trust
+host replication all {{network}} trust
 """
 
 # postgres --single takes one statement per line.
@@ -75,14 +79,14 @@ class Server:
     :ivar process: the postmaster and its children
     """
 
-    def __init__(self, stage: Stage, bindir: Path, number: int, host: str, port: int) -> None:
+    def __init__(self, stage: Stage, bindir: Path, number: int, host: Host, port: int) -> None:
         self.number = number
-        self.name = host
-        self.host = host
+        self.name = host.address
+        self.host = host.address
         self.port = port
         self.data = stage.directory / f"node{number + 1}"
         self.log = stage.directory / f"node{number + 1}.log"
-        self.process = ServerProcess(stage, self.address, self.log, signal.SIGINT)
+        self.process = ServerProcess(stage, host, self.address, self.log, signal.SIGINT)
         self._stage = stage
         self._bindir = bindir
 
@@ -246,34 +250,37 @@ class Server:
 
 
 class Cluster:
-    """One primary and its standbys, all on one port of 127.0.0.11, 127.0.0.12, and so on.
+    """One primary and its standbys, all on one port: of 127.0.0.11, 127.0.0.12, and so on, or of given hosts.
 
     :ivar nodes: the servers; number 0 is the primary at first
     :ivar stage: where pgpool is started too
     """
 
-    def __init__(self, stage: Stage, nodes: int, durable: bool = False) -> None:
+    def __init__(self, stage: Stage, hosts: Sequence[Host], port: int, durable: bool, settings: str) -> None:
         self.stage = stage
-        self._durable = durable
+        self._hosts = hosts
+        self._settings = _SETTINGS + settings if durable else _SETTINGS + _IN_A_HURRY + settings
         self._bindir = postgres_bindir()
         self._seed = stage.directory / "seed"
-        hosts = [f"127.0.0.{11 + number}" for number in range(nodes)]
-        port = free_port(*hosts)
+        port = port or free_port(*(host.address for host in hosts))
         self.nodes = [Server(stage, self._bindir, number, host, port) for number, host in enumerate(hosts)]
         self._rebuilds = 0
 
     @classmethod
-    def start(cls, nodes: int = 3, durable: bool = False) -> Cluster:
+    def start(cls, nodes: int = 3, durable: bool = False, hosts: Sequence[Host] = (), settings: str = "") -> Cluster:
         """Make and start a cluster on a stage of its own; it is removed with `close` or at the end of a ``with``.
 
         :param nodes: how many servers
         :param durable: they write as in production, so a promotion takes its usual time
+        :param hosts: one for each server, where they shall not be on loopback
+        :param settings: lines of postgresql.conf, after the others
         :raises MissingProgramError: PostgreSQL is not installed
         :raises ServerError: a server did not start
         """
         stage = Stage()
         try:
-            cluster = cls(stage, nodes, durable)
+            on_loopback = [Host(f"127.0.0.{11 + number}") for number in range(nodes)]
+            cluster = cls(stage, hosts or on_loopback, _PORT if hosts else 0, durable, settings)
             cluster._make_seed()
             cluster.rebuild()
         except BaseException:
@@ -374,8 +381,9 @@ class Cluster:
             ]
         )
         with (self._seed / "postgresql.conf").open("a") as settings:
-            settings.write(_SETTINGS if self._durable else _SETTINGS + _IN_A_HURRY)
-        self.stage.write(self._seed / "pg_hba.conf", _ACCESS)
+            settings.write(self._settings)
+        network = self._hosts[0].network
+        self.stage.write(self._seed / "pg_hba.conf", _ACCESS.format(network=network))
         self.stage.run([self._bindir / "postgres", "--single", "-D", self._seed, "postgres"], _OBJECTS.lstrip())
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.balancer import Belief, Entrance, State
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.host import LOOPBACK, Host
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import ServerError, free_port
 from efm_lb.rehearsal.waiting import wait_until
@@ -20,7 +21,6 @@ __all__ = ["READ", "WRITE", "Haproxy"]
 
 WRITE = "pg_write"
 READ = "pg_read"
-_HOST = "127.0.0.1"
 
 _HEAD = """\
 global
@@ -37,7 +37,7 @@ defaults
 
 _PROXY = """\
 listen {name}
-    bind 127.0.0.1:{port}
+    bind {host}:{port}
     default-server on-marked-down shutdown-sessions
     {elsewhere}
 {lines}
@@ -47,7 +47,7 @@ _ELSEWHERE = {WRITE: "retries 0", READ: "option redispatch 1"}
 
 
 class Haproxy:
-    """One HAProxy on 127.0.0.1, as a master with a worker.
+    """One HAProxy on one host, as a master with a worker.
 
     :ivar name: ``edge1``, ``edge2``, ...
     :ivar host: of both ports
@@ -61,7 +61,6 @@ class Haproxy:
 
     alias = "edge"
     primary_reads = False
-    host = _HOST
 
     def __init__(
         self,
@@ -71,6 +70,7 @@ class Haproxy:
         defaults: str = "",
         global_: str = "",
         master: bool = True,
+        host: Host = LOOPBACK,
     ) -> None:
         self.cluster = cluster
         self._stage = cluster.stage
@@ -78,22 +78,24 @@ class Haproxy:
         self._master = master
         self.directory = self._stage.make_numbered_directory("edge")
         self.name = self.directory.name
-        self.write_port = free_port(_HOST)
-        self.read_port = free_port(_HOST)
+        self.host = host.address
+        with host.inside():
+            self.write_port = free_port(self.host)
+            self.read_port = free_port(self.host)
         self.socket = self.directory / "admin.sock"
         self.master_socket = self.directory / "master.sock"
         self.config = self.directory / "haproxy.cfg"
         self.log = self._stage.directory / f"{self.name}.log"
-        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGTERM)
+        self.process = ServerProcess(self._stage, host, self.name, self.log, signal.SIGTERM)
         self._text = self._configuration(server, proxy, defaults, global_)
         self.write_config(self._text)
 
     @classmethod
-    def start(cls, cluster: Cluster, **options: str | bool) -> Haproxy:
+    def start(cls, cluster: Cluster, **options: str | bool | Host) -> Haproxy:
         """Configure and start a HAProxy for ``cluster``: node 0 gets the writes, the others the reads.
 
         :param options: ``server``: words added to each server line; ``proxy``, ``defaults``, ``global_``: lines for
-            these sections; ``master=False``: without a master process
+            these sections; ``master=False``: without a master process; ``host``: where it runs
         :raises MissingProgramError: HAProxy is not installed
         :raises ServerError: it did not start
         """
@@ -271,7 +273,7 @@ class Haproxy:
         head = _HEAD.format(socket=self.socket, global_=f"    {global_}", defaults=f"    {defaults}")
         proxies = [(WRITE, self.write_port, others), (READ, self.read_port, [0])]
         return head + "".join(
-            _PROXY.format(name=name, port=port, elsewhere=_ELSEWHERE[name], lines=lines(disabled))
+            _PROXY.format(name=name, host=self.host, port=port, elsewhere=_ELSEWHERE[name], lines=lines(disabled))
             for name, port, disabled in proxies
         )
 

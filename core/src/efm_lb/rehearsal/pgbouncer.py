@@ -10,6 +10,7 @@ from types import TracebackType
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.balancer import Belief, Entrance, State
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.host import LOOPBACK, Host
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import free_port
 
@@ -22,7 +23,6 @@ WRITE = "app"
 """The entry that leads to the primary."""
 READ = "app_ro"
 """The entry that leads to the standbys."""
-_HOST = "127.0.0.1"
 _HELD = 20.0
 """Seconds that a client of `WRITE` is patient: twice the time that the adapter holds it in a switchover."""
 
@@ -40,14 +40,14 @@ _SETTINGS: Mapping[str, object] = {
 
 _ACCESS = f"""
 local all {ADMIN_USER} scram-sha-256
-host all {ADMIN_USER} 127.0.0.0/8 scram-sha-256
+host all {ADMIN_USER} {{network}} scram-sha-256
 local all all trust
-host all all 127.0.0.0/8 trust
+host all all {{network}} trust
 """
 
 
 class Pgbouncer:
-    """One PgBouncer on 127.0.0.1.
+    """One PgBouncer on one host.
 
     :ivar name: ``pgb1``, ``pgb2``, ...
     :ivar host: where clients connect
@@ -61,33 +61,41 @@ class Pgbouncer:
 
     alias = "pgb"
     primary_reads = False
-    host = _HOST
 
-    def __init__(self, cluster: Cluster, settings: Mapping[str, object], port: int = 0) -> None:
+    def __init__(self, cluster: Cluster, settings: Mapping[str, object], port: int = 0, host: Host = LOOPBACK) -> None:
         self.cluster = cluster
         self._stage = cluster.stage
         self._program = programs.pgbouncer()
         self.directory = self._stage.make_numbered_directory("pgb")
         self.name = self.directory.name
-        self.port = port or free_port(_HOST)
+        self.host = host.address
+        with host.inside():
+            self.port = port or free_port(self.host)
         self.log = self._stage.directory / f"{self.name}.log"
         self.entries = self.directory / "databases.ini"
         self.admin = f"host={self.directory} port={self.port} user={ADMIN_USER}"
         self.passfile = self._stage.directory / f"{self.name}.pgpass"
         # SIGINT waits for clients, and SIGTERM does so from 1.23 on.
-        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGQUIT)
-        self._write_files(settings)
+        self.process = ServerProcess(self._stage, host, self.name, self.log, signal.SIGQUIT)
+        self._write_files(settings, host.network)
 
     @classmethod
-    def start(cls, cluster: Cluster, settings: Mapping[str, object] | None = None, port: int = 0) -> Pgbouncer:
+    def start(
+        cls,
+        cluster: Cluster,
+        settings: Mapping[str, object] | None = None,
+        port: int = 0,
+        host: Host = LOOPBACK,
+    ) -> Pgbouncer:
         """Configure and start a PgBouncer for ``cluster``.
 
         :param settings: of pgbouncer.ini, over the recommended ones
         :param port: of another PgBouncer, to share it by so_reuseport
+        :param host: where it runs
         :raises MissingProgramError: PgBouncer is not installed
         :raises ServerError: it did not start
         """
-        pooler = cls(cluster, settings or {}, port)
+        pooler = cls(cluster, settings or {}, port, host)
         try:
             pooler.launch()
         except BaseException:
@@ -243,10 +251,10 @@ class Pgbouncer:
         except sql.SqlError:
             return False
 
-    def _write_files(self, overrides: Mapping[str, object]) -> None:
+    def _write_files(self, overrides: Mapping[str, object], network: str) -> None:
         settings: dict[str, object] = {
             **_SETTINGS,
-            "listen_addr": _HOST,
+            "listen_addr": self.host,
             "listen_port": self.port,
             "unix_socket_dir": self.directory,
             "auth_file": self.directory / "users.txt",
@@ -257,7 +265,7 @@ class Pgbouncer:
         lines += [f"{name} = {value}\n" for name, value in settings.items()]
         self._stage.write(self.directory / "pgbouncer.ini", "".join(lines))
         self._stage.write(self.directory / "users.txt", f'"{ADMIN_USER}" "{ADMIN_PASSWORD}"\n"{SUPERUSER}" ""\n')
-        self._stage.write(self.directory / "hba.conf", _ACCESS)
+        self._stage.write(self.directory / "hba.conf", _ACCESS.format(network=network))
         self.write_entries(self.first_entries())
         self.directory.chmod(0o711)
         descriptor = os.open(self.passfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

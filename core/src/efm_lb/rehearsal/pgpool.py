@@ -14,6 +14,7 @@ from types import TracebackType
 from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.balancer import Belief, Entrance, State
 from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
+from efm_lb.rehearsal.host import LOOPBACK, Host
 from efm_lb.rehearsal.server_process import ServerProcess
 from efm_lb.rehearsal.stage import ServerError, free_port
 from efm_lb.rehearsal.verdict import misbeliefs
@@ -22,7 +23,6 @@ __all__ = ["PCP_PASSWORD", "PCP_USER", "Pgpool"]
 
 PCP_USER = "pcpadm"
 PCP_PASSWORD = "pcp-secret"
-_HOST = "127.0.0.1"
 
 # What does not fight EFM: pgpool changes nothing by itself. failover_on_backend_shutdown
 # is on in 4.3.0-4.3.8 and 4.4.0-4.4.5 unless it is written down, whatever the manual says.
@@ -53,7 +53,7 @@ _SETTINGS: Mapping[str, object] = {
 
 
 class Pgpool:
-    """One pgpool on 127.0.0.1.
+    """One pgpool on one host.
 
     :ivar name: ``pool1``, ``pool2``, ...
     :ivar host: of both ports
@@ -65,31 +65,33 @@ class Pgpool:
 
     alias = "pool"
     primary_reads = True
-    host = _HOST
     pcp_user = PCP_USER
 
-    def __init__(self, cluster: Cluster, settings: Mapping[str, object]) -> None:
+    def __init__(self, cluster: Cluster, settings: Mapping[str, object], host: Host = LOOPBACK) -> None:
         self.cluster = cluster
         self._stage = cluster.stage
         self._program = programs.pgpool()
         self.directory = self._stage.make_numbered_directory("pool")
         self.name = self.directory.name
-        self.port = free_port(_HOST)
-        self.pcp_port = free_port(_HOST)
+        self.host = host.address
+        with host.inside():
+            self.port = free_port(self.host)
+            self.pcp_port = free_port(self.host)
         self.log = self._stage.directory / f"{self.name}.log"
-        self.process = ServerProcess(self._stage, self.name, self.log, signal.SIGINT, _release_shared_memory)
+        self.process = ServerProcess(self._stage, host, self.name, self.log, signal.SIGINT, _release_shared_memory)
         self.pcp_passfile = self._stage.directory / f"{self.name}.pcppass"
-        self._write_files(settings)
+        self._write_files(settings, host.network)
 
     @classmethod
-    def start(cls, cluster: Cluster, settings: Mapping[str, object] | None = None) -> Pgpool:
+    def start(cls, cluster: Cluster, settings: Mapping[str, object] | None = None, host: Host = LOOPBACK) -> Pgpool:
         """Configure and start a pgpool for ``cluster``.
 
         :param settings: of pgpool.conf, over the recommended ones
+        :param host: where it runs
         :raises MissingProgramError: pgpool is not installed
         :raises ServerError: it did not start
         """
-        pool = cls(cluster, settings or {})
+        pool = cls(cluster, settings or {}, host)
         try:
             pool.launch(discard_status=True)
         except BaseException:
@@ -244,12 +246,12 @@ class Pgpool:
             return not primary or any(row["role"] == "primary" for row in rows)
         return False
 
-    def _write_files(self, overrides: Mapping[str, object]) -> None:
+    def _write_files(self, overrides: Mapping[str, object], network: str) -> None:
         settings: dict[str, object] = {
             **_SETTINGS,
-            "listen_addresses": _HOST,
+            "listen_addresses": self.host,
             "port": self.port,
-            "pcp_listen_addresses": _HOST,
+            "pcp_listen_addresses": self.host,
             "pcp_port": self.pcp_port,
             "socket_dir": self.directory,
             "pcp_socket_dir": self.directory,
@@ -268,7 +270,7 @@ class Pgpool:
         settings |= overrides
         lines = (f"{name} = '{value}'\n" for name, value in settings.items())
         self._stage.write(self.directory / "pgpool.conf", "".join(lines))
-        self._stage.write(self.directory / "pool_hba.conf", "local all all trust\nhost all all 127.0.0.0/8 trust\n")
+        self._stage.write(self.directory / "pool_hba.conf", f"local all all trust\nhost all all {network} trust\n")
         digest = hashlib.md5(PCP_PASSWORD.encode(), usedforsecurity=False).hexdigest()
         self._stage.write(self.directory / "pcp.conf", f"{PCP_USER}:{digest}\n")
         self.pcp_passfile.touch(mode=0o600)

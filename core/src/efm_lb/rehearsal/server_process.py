@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from efm_lb.rehearsal.host import Host
 from efm_lb.rehearsal.processes import end_tree, signal_tree
 from efm_lb.rehearsal.stage import ServerError, Stage
 from efm_lb.rehearsal.waiting import wait_until
@@ -18,6 +19,7 @@ class ServerProcess:
     """A server on a stage. It may be started again once it has ended.
 
     :param name: for messages
+    :param host: where it runs
     :param log: gets its output, of all starts
     :param stop_by: the signal that ends it at once, whatever its clients do
     :param afterwards: told the pid of each process that was started, once it has ended
@@ -26,6 +28,7 @@ class ServerProcess:
     def __init__(
         self,
         stage: Stage,
+        host: Host,
         name: str,
         log: Path,
         stop_by: signal.Signals,
@@ -34,6 +37,7 @@ class ServerProcess:
         self.name = name
         self.log = log
         self._stage = stage
+        self._host = host
         self._stop_by = stop_by
         self._afterwards = afterwards
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,7 +54,8 @@ class ServerProcess:
 
     def start(self, argv: Sequence[str | Path]) -> None:
         """Start it, and return at once."""
-        self._process = self._stage.start(argv, self.log)
+        with self._host.inside():
+            self._process = self._stage.start(argv, self.log)
 
     def wait_ready(self, ready: Callable[[], bool], timeout: float, interval: float = 0.01) -> None:
         """Wait until ``ready``, which is asked every ``interval`` seconds.

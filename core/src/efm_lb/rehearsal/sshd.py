@@ -1,4 +1,4 @@
-"""A real sshd on loopback that lets this process' own account in: another host, as far as ssh goes."""
+"""A real sshd that lets this process' own account in: another host, as far as ssh goes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from types import TracebackType
 
 from efm_lb.rehearsal import programs
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
+from efm_lb.rehearsal.host import LOOPBACK, Host
 from efm_lb.rehearsal.stage import ServerError, free_port
 
 __all__ = ["Sshd"]
-
-_HOST = "127.0.0.1"
 
 
 class Sshd:
@@ -27,17 +26,20 @@ class Sshd:
 
     :param directory: for everything; nobody else may enter it from then on
     :param command: what the key may run, as the forced command; empty for anything
+    :param host: where it runs
     :raises MissingProgramError: sshd is not installed
     :raises ServerError: it did not start
     :ivar destination: for HOST_SSH
     """
 
-    def __init__(self, directory: Path, command: str) -> None:
+    def __init__(self, directory: Path, command: str, host: Host = LOOPBACK) -> None:
         self.directory = directory
+        self._host = host
         directory.chmod(0o700)
         self._program = programs.sshd()
-        self.port = free_port(_HOST)
-        self.destination = f"ssh://{getpass.getuser()}@{_HOST}:{self.port}"
+        with host.inside():
+            self.port = free_port(host.address)
+        self.destination = f"ssh://{getpass.getuser()}@{self._host.address}:{self.port}"
         for name in ("host_key", "id"):
             self.make_key(name)
         self.force(command)
@@ -80,7 +82,7 @@ class Sshd:
         :param port: another one by which the client gets there
         """
         kind, public = (self.directory / f"{key}.pub").read_text().split()[:2]
-        (self.directory / "known_hosts").write_text(f"[{_HOST}]:{port or self.port} {kind} {public}\n")
+        (self.directory / "known_hosts").write_text(f"[{self._host.address}]:{port or self.port} {kind} {public}\n")
 
     def send_environment(self, variables: Mapping[str, object]) -> None:
         """Make the ``ssh`` of this one send these variables along."""
@@ -101,7 +103,7 @@ class Sshd:
         """
         settings = {
             "Port": self.port,
-            "ListenAddress": _HOST,
+            "ListenAddress": self._host.address,
             "HostKey": self.directory / "host_key",
             "PidFile": "none",
             "AuthorizedKeysFile": self.directory / "authorized_keys",
@@ -116,11 +118,12 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         argv: list[str | Path] = [self._program, "-D", "-f", config, "-E", self.directory / "sshd.log"]
-        self._server = subprocess.Popen(argv, start_new_session=True)
+        with self._host.inside():
+            self._server = subprocess.Popen(argv, start_new_session=True)
         deadline = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection((_HOST, self.port), timeout=1).close()
+                socket.create_connection((self._host.address, self.port), timeout=1).close()
                 return
             except OSError:
                 if time.monotonic() > deadline or self._server.poll() is not None:
@@ -138,8 +141,8 @@ class Sshd:
     @contextmanager
     def silent(self) -> Iterator[str]:
         """A destination that takes connections and says nothing."""
-        with socket.create_server((_HOST, 0)) as listener:
-            yield f"ssh://{getpass.getuser()}@{_HOST}:{listener.getsockname()[1]}"
+        with socket.create_server((self._host.address, 0)) as listener:
+            yield f"ssh://{getpass.getuser()}@{self._host.address}:{listener.getsockname()[1]}"
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of its log."""
