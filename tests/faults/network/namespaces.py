@@ -1,0 +1,102 @@
+"""Network namespaces of the kernel: made, entered and removed, also what a killed run has left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from efm_lb.rehearsal.processes import started_at
+
+__all__ = ["Namespace", "NoNamespaces", "remove_leftovers"]
+
+_DIRECTORY = Path("/run/netns")
+_NAME = re.compile(r"efm-lb-(?P<pid>\d+)-(?P<started>\d+)-\w+")
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NoNamespaces(Exception):
+    """This account or this machine may not make network namespaces; the message says why."""
+
+
+class Namespace:
+    """One network namespace, which belongs to this process.
+
+    :param label: letters and digits, one for each namespace of a process
+    :raises NoNamespaces: it cannot be made
+    :raises FileNotFoundError: ``ip`` is not installed
+    """
+
+    def __init__(self, label: str) -> None:
+        if os.geteuid() != 0:
+            raise NoNamespaces("only root can make network namespaces: run the tests as root")
+        self.name = f"efm-lb-{os.getpid()}-{started_at(os.getpid())}-{label}"
+        made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, timeout=30, check=False)
+        if made.returncode:
+            raise NoNamespaces(f"ip netns add {self.name}: {made.stderr.strip()}")
+
+    def ip(self, *commands: str) -> None:
+        """Run lines of ``ip -batch`` in it.
+
+        :raises subprocess.CalledProcessError: one failed
+        """
+        text = "".join(f"{command}\n" for command in commands)
+        self._run(["ip", "-netns", self.name, "-batch", "-"], text)
+
+    def nft(self, script: str) -> None:
+        """Run a script of nftables in it, all of it or nothing.
+
+        :raises subprocess.CalledProcessError: it is wrong
+        """
+        with self.inside():
+            self._run(["nft", "-f", "-"], script)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread is in it, and so is what it starts: sockets, processes and threads."""
+        with open("/proc/thread-self/ns/net") as home, open(_DIRECTORY / self.name) as there:
+            _enter(there.fileno())
+            try:
+                yield
+            finally:
+                _enter(home.fileno())
+
+    def remove(self) -> None:
+        """End what still runs in it, and remove it."""
+        _remove(self.name)
+
+    def _run(self, argv: list[str], standard_input: str) -> None:
+        done = subprocess.run(argv, input=standard_input, capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(argv)} in {self.name}: {done.stderr.strip()}")
+
+
+def remove_leftovers() -> list[str]:
+    """Remove the namespaces of runs that were killed; their names."""
+    found = []
+    for path in _DIRECTORY.glob("efm-lb-*"):
+        parts = _NAME.fullmatch(path.name)
+        if parts and started_at(int(parts["pid"])) != parts["started"]:
+            _remove(path.name)
+            found.append(path.name)
+    return found
+
+
+def _remove(name: str) -> None:
+    inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=30, check=False)
+    for pid in inside.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=30, check=False)
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
