@@ -38,7 +38,9 @@ class Namespace:
         if os.geteuid() != 0:
             raise NoNamespaces("only root can make network namespaces: run the tests as root")
         self.name = f"efm-lb-{os.getpid()}-{started_at(os.getpid())}-{label}"
-        made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, timeout=30, check=False)
+        made = subprocess.run(
+            ["ip", "netns", "add", self.name], capture_output=True, text=True, timeout=30, check=False
+        )
         if made.returncode:
             raise NoNamespaces(f"ip netns add {self.name}: {made.stderr.strip()}")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -119,7 +119,7 @@ def test_some_packets_are_lost(hosts: Hosts) -> None:
             here.sendto(b".", there.getsockname())
         there.settimeout(0.3)
         arrived = 0
-        with pytest.raises(TimeoutError):
+        with suppress(TimeoutError):
             while True:
                 arrived += len(there.recv(10))
     assert 100 < arrived < 195

@@ -1,0 +1,161 @@
+"""A switchover or failover while something is wrong with the network, and the judgement of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import NamedTuple
+
+from efm_lb.rehearsal.hooks import Run
+from efm_lb.rehearsal.waiting import wait_until
+from faults.network.hosts import Fault
+from faults.network.samples import Samples
+from faults.network.stand import BALANCERS, CONNECT_TIMEOUT, DEADLINE, Roles, Stand
+
+__all__ = ["Between", "Event", "Told", "play"]
+
+_REPAIRED = 20.0
+"""Seconds: several periods of reconcile, and its pauses after what failed, on a machine that has other things to do."""
+
+
+class Event(Enum):
+    """What EFM does."""
+
+    SWITCHOVER = "switchover"
+    FAILOVER = "failover"
+
+
+class Between(NamedTuple):
+    """A fault between hosts, called by the role of their node, or by name.
+
+    :param one: ``old``, ``new``, ``other``, or a host's name
+    :param others: the same
+    :param hook: where EFM calls: ``new`` or ``other``
+    """
+
+    fault: Fault
+    one: str
+    others: tuple[str, ...]
+    hook: str = "other"
+
+    def reached(self) -> list[str]:
+        """The balancers that a call about the new primary must bring right."""
+        if self.disturbs(self.hook, "new"):
+            return []
+        return [name for name in BALANCERS if not self.disturbs(self.hook, name) and not self.disturbs("new", name)]
+
+    def may_fail(self) -> bool:
+        """Whether a call about the new primary may end with another exit code than 0."""
+        return len(self.reached()) < len(BALANCERS)
+
+    def disturbs(self, one: str, other: str) -> bool:
+        """Whether anything is wrong between these two."""
+        return (self.one == one and other in self.others) or (self.one == other and one in self.others)
+
+
+class Told(NamedTuple):
+    """What was seen of it.
+
+    :param moved: seconds from the promotion to the first write that arrived at the new primary, by balancer
+    :param wrong: what must not be so, one line each
+    :param repaired: seconds that it took to become right when nothing was wrong with the network any more
+    """
+
+    runs: tuple[Run, ...]
+    attach: Run
+    moved: Mapping[str, float]
+    wrong: tuple[str, ...]
+    repaired: float
+    service: str
+
+    def __str__(self) -> str:
+        said = [
+            f"{' '.join(run.argv[4:7])}: {run.seconds:.1f} s, exit {run.exit_code}\n{run.output}" for run in self.runs
+        ]
+        moved = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.moved.items())
+        return "\n".join(
+            [
+                *self.wrong,
+                *said,
+                f"writes moved after: {moved}",
+                f"repaired after {self.repaired:.1f} s; reconcile said:",
+                self.service,
+            ]
+        )
+
+
+def play(stand: Stand, event: Event, between: Between) -> Told:
+    """Play one event while a fault is there, undo it, and wait until everything is right."""
+    roles = stand.roles
+    hook = _host(stand, roles, between.hook)
+    with Samples(stand) as samples, stand.reconciled(hook) as service:
+        with _fault(stand, roles, between):
+            runs, promoted_at = _play(stand, event, roles, hook)
+            moved_at = time.monotonic()
+            attach = runs[-1]
+            wrong = _judge(stand, between, roles, attach)
+            if event is Event.SWITCHOVER:
+                roles.old.follow(roles.new)
+                roles.old.start()
+                runs.append(stand.efm_lb(hook, "attach", roles.old.host, "s"))
+        undone = time.monotonic()
+        stand.rejoin(roles.new)
+        if event is Event.FAILOVER:
+            runs.append(stand.efm_lb(hook, "attach", roles.old.host, "s"))
+        if not wait_until(stand.is_right, timeout=_REPAIRED, interval=0.1):
+            wrong += [f"still wrong {_REPAIRED:g} s after the fault: {line}" for line in stand.wrong()]
+        repaired = time.monotonic() - undone
+        said = service.output
+    wrong += _late(runs)
+    wrong += samples.wrong(roles.new, moved_at, between.reached())
+    moved = {name: at - promoted_at for name, at in samples.moved(roles.new).items()}
+    return Told(tuple(runs), attach, moved, tuple(wrong), repaired, said)
+
+
+def _play(stand: Stand, event: Event, roles: Roles, hook: str) -> tuple[list[Run], float]:
+    """As EFM does it, up to the call about the new primary; and when that was out of recovery."""
+    old, new, other = roles
+    runs = []
+    if event is Event.SWITCHOVER:
+        runs.append(stand.efm_lb(hook, "detach", old.host, "p"))
+        old.stop()
+    else:
+        old.kill()
+        runs.append(stand.efm_lb(hook, "detach", old.host, "p"))
+    new.promote()
+    promoted_at = time.monotonic()
+    other.follow(new)
+    runs.append(stand.efm_lb(hook, "attach", new.host, "p"))
+    return runs, promoted_at
+
+
+def _judge(stand: Stand, between: Between, roles: Roles, attach: Run) -> list[str]:
+    """What is wrong right after the call about the new primary."""
+    writers = {name: stand.writers(name) for name in BALANCERS}
+    astray = [name for name in BALANCERS if writers[name] != [roles.new]]
+    wrong = [
+        f"{name} can be reached, and sends writes to {writers[name]}" for name in astray if name in between.reached()
+    ]
+    if astray and attach.exit_code == 0:
+        wrong.append(f"exit code 0, but {', '.join(astray)} is wrong")
+    if attach.exit_code not in (0, 75):
+        wrong.append(f"exit code {attach.exit_code}")
+    if attach.exit_code and not between.may_fail():
+        wrong.append(f"exit code {attach.exit_code}, but nothing was in the way")
+    return wrong
+
+
+def _late(runs: Sequence[Run]) -> list[str]:
+    limit = DEADLINE + CONNECT_TIMEOUT + 1
+    return [f"{' '.join(run.argv[4:7])} took {run.seconds:.1f} s" for run in runs if run.seconds > limit]
+
+
+def _host(stand: Stand, roles: Roles, name: str) -> str:
+    return stand.host_of(getattr(roles, name)) if name in Roles._fields else name
+
+
+def _fault(stand: Stand, roles: Roles, between: Between) -> AbstractContextManager[None]:
+    others = [_host(stand, roles, name) for name in between.others]
+    return stand.hosts.fault(between.fault, _host(stand, roles, between.one), *others)
