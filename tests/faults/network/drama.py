@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import NamedTuple
 
@@ -28,27 +28,15 @@ class Event(Enum):
 
 
 class Between(NamedTuple):
-    """A fault between hosts, called by the role of their node, or by name.
+    """A fault between a host and each of some others, called by the role of their node, or by name.
 
     :param one: ``old``, ``new``, ``other``, or a host's name
     :param others: the same
-    :param hook: where EFM calls: ``new`` or ``other``
     """
 
     fault: Fault
     one: str
     others: tuple[str, ...]
-    hook: str = "other"
-
-    def reached(self) -> list[str]:
-        """The balancers that a call about the new primary must bring right."""
-        if self.disturbs(self.hook, "new"):
-            return []
-        return [name for name in BALANCERS if not self.disturbs(self.hook, name) and not self.disturbs("new", name)]
-
-    def may_fail(self) -> bool:
-        """Whether a call about the new primary may end with another exit code than 0."""
-        return len(self.reached()) < len(BALANCERS)
 
     def disturbs(self, one: str, other: str) -> bool:
         """Whether anything is wrong between these two."""
@@ -86,16 +74,20 @@ class Told(NamedTuple):
         )
 
 
-def play(stand: Stand, event: Event, between: Between) -> Told:
-    """Play one event while a fault is there, undo it, and wait until everything is right."""
+def play(stand: Stand, event: Event, caller: str, *faults: Between) -> Told:
+    """Play one event while the faults are there, undo them, and wait until everything is right.
+
+    :param caller: where EFM calls the hook, and reconcile runs: ``new`` or ``other``, or a host's name
+    """
     roles = stand.roles
-    hook = _host(stand, roles, between.hook)
+    hook = _host(stand, roles, caller)
+    reached = _reached(caller, faults)
     with Samples(stand) as samples, stand.reconciled(hook) as service:
-        with _fault(stand, roles, between):
+        with _all(stand, roles, faults):
             runs, promoted_at = _play(stand, event, roles, hook)
             moved_at = time.monotonic()
             attach = runs[-1]
-            wrong = _judge(stand, between, roles, attach)
+            wrong = _judge(stand, reached, roles, attach)
             if event is Event.SWITCHOVER:
                 roles.old.follow(roles.new)
                 roles.old.start()
@@ -109,7 +101,7 @@ def play(stand: Stand, event: Event, between: Between) -> Told:
         repaired = time.monotonic() - undone
         said = service.output
     wrong += _late(runs)
-    wrong += samples.wrong(roles.new, moved_at, between.reached())
+    wrong += samples.wrong(roles.new, moved_at, reached)
     moved = {name: at - promoted_at for name, at in samples.moved(roles.new).items()}
     return Told(tuple(runs), attach, moved, tuple(wrong), repaired, said)
 
@@ -131,18 +123,25 @@ def _play(stand: Stand, event: Event, roles: Roles, hook: str) -> tuple[list[Run
     return runs, promoted_at
 
 
-def _judge(stand: Stand, between: Between, roles: Roles, attach: Run) -> list[str]:
+def _reached(caller: str, faults: Sequence[Between]) -> list[str]:
+    """The balancers that a call about the new primary must bring right."""
+
+    def is_well(one: str, other: str) -> bool:
+        return not any(fault.disturbs(one, other) for fault in faults)
+
+    return [name for name in BALANCERS if is_well(caller, "new") and is_well(caller, name) and is_well("new", name)]
+
+
+def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run) -> list[str]:
     """What is wrong right after the call about the new primary."""
     writers = {name: stand.writers(name) for name in BALANCERS}
     astray = [name for name in BALANCERS if writers[name] != [roles.new]]
-    wrong = [
-        f"{name} can be reached, and sends writes to {writers[name]}" for name in astray if name in between.reached()
-    ]
+    wrong = [f"{name} can be reached, and sends writes to {writers[name]}" for name in astray if name in reached]
     if astray and attach.exit_code == 0:
         wrong.append(f"exit code 0, but {', '.join(astray)} is wrong")
     if attach.exit_code not in (0, 75):
         wrong.append(f"exit code {attach.exit_code}")
-    if attach.exit_code and not between.may_fail():
+    if attach.exit_code and len(reached) == len(BALANCERS):
         wrong.append(f"exit code {attach.exit_code}, but nothing was in the way")
     return wrong
 
@@ -156,6 +155,10 @@ def _host(stand: Stand, roles: Roles, name: str) -> str:
     return stand.host_of(getattr(roles, name)) if name in Roles._fields else name
 
 
-def _fault(stand: Stand, roles: Roles, between: Between) -> AbstractContextManager[None]:
-    others = [_host(stand, roles, name) for name in between.others]
-    return stand.hosts.fault(between.fault, _host(stand, roles, between.one), *others)
+@contextmanager
+def _all(stand: Stand, roles: Roles, faults: Sequence[Between]) -> Iterator[None]:
+    with ExitStack() as undo:
+        for fault in faults:
+            others = [_host(stand, roles, name) for name in fault.others]
+            undo.enter_context(stand.hosts.fault(fault.fault, _host(stand, roles, fault.one), *others))
+        yield

@@ -1,33 +1,178 @@
-"""The network fails during a switchover or failover: between any two hosts, in any way."""
+"""The network fails during a switchover or failover: between any two hosts, in any way.
+
+Whatever is wrong, a call ends in time and tells the truth, the balancers that it can reach are right, no write goes to
+a node in recovery or to two nodes at once, and reconcile makes everything right when the network is well again.
+"""
 
 from __future__ import annotations
 
+import os
+import random
+
 import pytest
 
+from efm_lb.rehearsal.waiting import wait_until
 from faults.network.drama import Between, Event, play
 from faults.network.hosts import Fault
-from faults.network.stand import BALANCERS, Stand
+from faults.network.samples import Samples
+from faults.network.stand import BALANCERS, DEADLINE, NODES, Stand
+
+SEED = int(os.environ.get("EFM_LB_SEED", "1"))
+
+NODE_AND_NODE = ("new", ("other",), "new")
+OLD_AND_NODE = ("old", ("other",), "new")
+NEW_AND_BALANCERS = ("new", BALANCERS, "other")
+OLD_AND_BALANCERS = ("old", BALANCERS, "other")
+CALLER_AND_NEW = ("other", ("new",), "other")
+CALLER_AND_OLD = ("other", ("old",), "other")
+CALLER_AND_BALANCER = {name: ("other", (name,), "other") for name in BALANCERS}
+CLIENT_AND_BALANCERS = ("client", BALANCERS, "other")
+
+
+def check(stand: Stand, event: Event, caller: str, *faults: Between) -> None:
+    told = play(stand, event, caller, *faults)
+    print(told)
+    assert not told.wrong, str(told)
+
+
+@pytest.mark.parametrize(
+    ("event", "fault", "pair"),
+    [
+        pytest.param(Event.SWITCHOVER, Fault.BLACK_HOLE, CALLER_AND_BALANCER["edge1"], id="caller-haproxy"),
+        pytest.param(Event.FAILOVER, Fault.BLACK_HOLE, CALLER_AND_BALANCER["pgb1"], id="caller-pgbouncer"),
+        pytest.param(Event.FAILOVER, Fault.REJECT, CALLER_AND_NEW, id="caller-new-primary"),
+        pytest.param(Event.SWITCHOVER, Fault.DELAY, CALLER_AND_BALANCER["pool1"], id="caller-pgpool"),
+        pytest.param(Event.FAILOVER, Fault.HALF_OPEN, NEW_AND_BALANCERS, id="new-primary-balancers"),
+        pytest.param(Event.SWITCHOVER, Fault.LOSS, NODE_AND_NODE, id="node-node"),
+    ],
+)
+def test_some_faults(stand: Stand, event: Event, fault: Fault, pair: tuple[str, tuple[str, ...], str]) -> None:
+    one, others, caller = pair
+    check(stand, event, caller, Between(fault, one, others))
+
+
+def test_an_old_primary_that_has_gone_with_its_host(stand: Stand) -> None:
+    """A silent host costs the connect time-out, and no more."""
+    told = play(stand, Event.FAILOVER, "new", Between(Fault.BLACK_HOLE, "old", ("new", "other", *BALANCERS, "lb")))
+    print(told)
+    assert not told.wrong, str(told)
+    assert told.attach.exit_code == 0
+    assert max(told.moved.values()) < DEADLINE
+
+
+def test_a_host_in_the_minority_changes_nothing(stand: Stand) -> None:
+    """It reaches every balancer and one node, the old primary, and that one is dead in the end."""
+    old, new, other = stand.roles
+    majority = [stand.host_of(new), stand.host_of(other)]
+    away = stand.hosts.fault(Fault.BLACK_HOLE, "lb", *majority)
+    with Samples(stand) as samples, away, stand.reconciled("lb") as cut_off:
+        assert wait_until(lambda: "reaches 1 of 3 nodes" in cut_off.output, timeout=15), cut_off.output
+        old.kill()
+        stand.efm_lb(majority[0], "detach", old.host, "p")
+        new.promote()
+        other.follow(new)
+        attach = stand.efm_lb(majority[0], "attach", new.host, "p")
+        assert attach.exit_code == 0, attach.output
+        # Several periods.
+        assert not wait_until(lambda: ": changed: " in cut_off.output, timeout=4), cut_off.output
+        assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3
+    assert samples.wrong(new, attach.started + attach.seconds, list(BALANCERS)) == []
+    stand.rejoin(new)
+    with stand.reconciled("lb") as well:
+        assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
+
+
+def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand) -> None:
+    """EFM has its own quorum: its call counts where reconcile would wait."""
+    old, new, other = stand.roles
+    with stand.hosts.fault(Fault.BLACK_HOLE, "lb", stand.host_of(old), stand.host_of(other)):
+        old.kill()
+        new.promote()
+        other.follow(new)
+        attach = stand.efm_lb("lb", "attach", new.host, "p")
+        assert attach.exit_code == 0, attach.output
+        assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3
+    stand.rejoin(new)
+    with stand.reconciled("lb") as well:
+        assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
+
+
+@pytest.mark.parametrize("cut_off", [(), pytest.param(("edge1", "client"), marks=pytest.mark.long)])
+def test_an_isolated_primary_that_efm_stops(stand: Stand, cut_off: tuple[str, ...]) -> None:
+    """The old primary is cut off, alone or with a balancer. EFM stops it there, and promotes another one elsewhere."""
+    old, new, other = stand.roles
+    here, there = stand.host_of(new), stand.host_of(old)
+    majority = [name for name in (*NODES, *BALANCERS, "lb") if name not in (there, *cut_off)]
+    reached = [name for name in BALANCERS if name not in cut_off]
+    with Samples(stand) as samples, stand.reconciled(there) as minority, stand.reconciled(here) as service:
+        with stand.hosts.partition(majority, (there, *cut_off)):
+            old.stop()
+            stand.efm_lb(there, "detach", old.host, "p")
+            stand.efm_lb(here, "detach", old.host, "p")
+            new.promote()
+            other.follow(new)
+            attach = stand.efm_lb(here, "attach", new.host, "p")
+            assert attach.exit_code == (75 if cut_off else 0), attach.output
+            assert [stand.writers(name) for name in reached] == [[new]] * len(reached), attach.output
+            assert ": changed: " not in minority.output
+        stand.rejoin(new)
+        assert wait_until(stand.is_right, timeout=20, interval=0.1), f"{service.output}\n{minority.output}"
+    assert samples.wrong(new, attach.started + attach.seconds, reached) == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("event", Event, ids=lambda event: event.value)
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
 @pytest.mark.parametrize(
-    ("one", "others", "hook"),
+    "pair",
     [
-        pytest.param("new", ("other",), "new", id="node-node"),
-        pytest.param("old", ("other",), "new", id="old-node"),
-        pytest.param("new", BALANCERS, "other", id="new-balancers"),
-        pytest.param("old", BALANCERS, "other", id="old-balancers"),
-        pytest.param("other", ("new",), "other", id="hook-new"),
-        pytest.param("other", ("old",), "other", id="hook-old"),
-        *(pytest.param("other", (name,), "other", id=f"hook-{name}") for name in BALANCERS),
-        pytest.param("client", BALANCERS, "other", id="clients"),
+        pytest.param(NODE_AND_NODE, id="node-node"),
+        pytest.param(OLD_AND_NODE, id="old-node"),
+        pytest.param(NEW_AND_BALANCERS, id="new-balancers"),
+        pytest.param(OLD_AND_BALANCERS, id="old-balancers"),
+        pytest.param(CALLER_AND_NEW, id="caller-new"),
+        pytest.param(CALLER_AND_OLD, id="caller-old"),
+        *(pytest.param(pair, id=f"caller-{name}") for name, pair in CALLER_AND_BALANCER.items()),
+        pytest.param(CLIENT_AND_BALANCERS, id="client-balancers"),
     ],
 )
-def test_a_fault_between_two_hosts(
-    stand: Stand, event: Event, fault: Fault, one: str, others: tuple[str, ...], hook: str
-) -> None:
-    told = play(stand, event, Between(fault, one, others, hook))
-    print(told)
-    assert not told.wrong, told
+def test_every_fault(stand: Stand, event: Event, fault: Fault, pair: tuple[str, tuple[str, ...], str]) -> None:
+    one, others, caller = pair
+    check(stand, event, caller, Between(fault, one, others))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("event", Event, ids=lambda event: event.value)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("new", "other"), ("old", "other"), *((node, name) for node in ("old", "new", "other") for name in BALANCERS)],
+)
+def test_each_from_each(stand: Stand, event: Event, one: str, other: str) -> None:
+    check(stand, event, "lb", Between(Fault.BLACK_HOLE, one, (other,)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [Fault.BLACK_HOLE, Fault.REJECT, Fault.PROHIBITED], ids=lambda fault: fault.value)
+@pytest.mark.parametrize(
+    ("event", "alone"),
+    [
+        *((event, name) for event in Event for name in ("other", *BALANCERS)),
+        # EFM switches over from no node that it cannot reach.
+        (Event.FAILOVER, "old"),
+    ],
+)
+def test_one_from_all(stand: Stand, event: Event, fault: Fault, alone: str) -> None:
+    others = [name for name in ("old", "new", "other", *BALANCERS, "lb", "client") if name != alone]
+    check(stand, event, "new", Between(fault, alone, tuple(others)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(12))
+def test_several_faults_at_once(stand: Stand, number: int) -> None:
+    print(f"EFM_LB_SEED={SEED}")
+    chance = random.Random(f"{SEED} {number}")
+    pairs = [("new", "other"), ("old", "other")]
+    pairs += [(node, name) for node in ("old", "new", "other", "client") for name in BALANCERS]
+    faults = [Between(chance.choice(list(Fault)), one, (other,)) for one, other in chance.sample(pairs, 3)]
+    print(faults)
+    check(stand, chance.choice(list(Event)), chance.choice(["new", "other", "lb"]), *faults)
