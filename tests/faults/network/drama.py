@@ -16,7 +16,7 @@ from faults.network.stand import BALANCERS, CONNECT_TIMEOUT, DEADLINE, Roles, St
 
 __all__ = ["Between", "Event", "Told", "play"]
 
-_REPAIRED = 20.0
+_REPAIRED = 30.0
 """Seconds: several periods of reconcile, and its pauses after what failed, on a machine that has other things to do."""
 
 

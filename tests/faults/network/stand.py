@@ -29,7 +29,7 @@ __all__ = ["BALANCERS", "CONNECT_TIMEOUT", "DEADLINE", "NODES", "Roles", "Servic
 NODES = ("db1", "db2", "db3")
 BALANCERS = ("pool1", "edge1", "pgb1")
 """Each is on a host of its own, which is called the same."""
-DEADLINE = 5
+DEADLINE = 6
 CONNECT_TIMEOUT = 2
 _ADMIN_PORT = 9999
 
@@ -171,6 +171,8 @@ class Stand:
             "EFM_LB_CONNECT_TIMEOUT": CONNECT_TIMEOUT,
             "EFM_LB_RECONCILE__PERIOD": 1,
             "EFM_LB_RECONCILE__SETTLE": 0.5,
+            # A standby that was silent in a promotion may have been thrown out for it, and that looks like a wish.
+            "EFM_LB_RECONCILE__HOLD": 4,
             "EFM_LB_BALANCERS__EDGE1__SOCKET": f"{self.edge.host}:{_ADMIN_PORT}",
             "EFM_LB_BALANCERS__EDGE1__CONFIG": None,
             "EFM_LB_BALANCERS__PGB1__ADAPTER": "pgbouncer",

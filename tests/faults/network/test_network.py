@@ -39,11 +39,9 @@ def check(stand: Stand, event: Event, caller: str, *faults: Between) -> None:
     ("event", "fault", "pair"),
     [
         pytest.param(Event.SWITCHOVER, Fault.BLACK_HOLE, CALLER_AND_BALANCER["edge1"], id="caller-haproxy"),
-        pytest.param(Event.FAILOVER, Fault.BLACK_HOLE, CALLER_AND_BALANCER["pgb1"], id="caller-pgbouncer"),
         pytest.param(Event.FAILOVER, Fault.REJECT, CALLER_AND_NEW, id="caller-new-primary"),
         pytest.param(Event.SWITCHOVER, Fault.DELAY, CALLER_AND_BALANCER["pool1"], id="caller-pgpool"),
         pytest.param(Event.FAILOVER, Fault.HALF_OPEN, NEW_AND_BALANCERS, id="new-primary-balancers"),
-        pytest.param(Event.SWITCHOVER, Fault.LOSS, NODE_AND_NODE, id="node-node"),
     ],
 )
 def test_some_faults(stand: Stand, event: Event, fault: Fault, pair: tuple[str, tuple[str, ...], str]) -> None:
@@ -57,7 +55,7 @@ def test_an_old_primary_that_has_gone_with_its_host(stand: Stand) -> None:
     print(told)
     assert not told.wrong, str(told)
     assert told.attach.exit_code == 0
-    assert max(told.moved.values()) < DEADLINE
+    assert max(told.moved.values()) < DEADLINE, str(told)
 
 
 def test_a_host_in_the_minority_changes_nothing(stand: Stand) -> None:
@@ -90,8 +88,10 @@ def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand
         new.promote()
         other.follow(new)
         attach = stand.efm_lb("lb", "attach", new.host, "p")
-        assert attach.exit_code == 0, attach.output
-        assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3
+        assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3, attach.output
+        # pgpool would wait for the other standby, so that one is out, and somebody must bring it back.
+        assert attach.exit_code == 75, attach.output
+        assert "was silent and is detached" in attach.output
     stand.rejoin(new)
     with stand.reconciled("lb") as well:
         assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output

@@ -227,6 +227,25 @@ def test_a_server_that_does_not_stay_ready(haproxy, model):
     assert len(model.sent) < 30
 
 
+def test_sessions_that_are_still_connecting_are_waited_for(haproxy, model, monkeypatch):
+    """HAProxy ends one that connects to a silent server at its time-out only, however often it is told to."""
+    carry_out = model.command
+    asked = []
+
+    def stay_for_a_while(command):
+        if command == "shutdown sessions server w/n1":
+            asked.append(command)
+            if len(asked) < 12:
+                return ""
+        return carry_out(command)
+
+    monkeypatch.setattr(model, "command", stay_for_a_while)
+    outcome = send(haproxy, Promote(NODES[1], truth("-Ps")))
+    assert outcome.result is Result.CHANGED
+    assert len(asked) == 12
+    assert model.servers["w"]["n1"][4] == 0
+
+
 def test_a_refusal_is_told(haproxy, model):
     model.answers["set server w/n2 state ready"] = "Backend is using a static LB algorithm\n"
     with pytest.raises(TemporaryError, match=r"w/n2 state ready: Backend is using a static LB algorithm"):

@@ -154,9 +154,10 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
     did: list[Step] = []
     pause = _FIRST_PAUSE
     trouble = ""
-    for _ in range(_TRIES):
-        if not todo:
-            return _Brought(look, tuple(did), wanted, problems)
+    tries = 0
+    while todo and tries < _TRIES:
+        # Not a try: what is still connecting to a silent server ends at HAProxy's timeout connect only.
+        tries += not all(_is_emptying(step) for step in todo)
         commands = tuple(command for step in todo for command in step.commands)
         try:
             look = runtime.look(setup.proxies, limit, commands)
@@ -182,6 +183,11 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
         return _Brought(look, tuple(did), wanted, problems)
     wrong = ", ".join(f"{step.server} shall be {step.place.value} and is {_state(step)}" for step in todo)
     raise TemporaryError(f"{wrong}{f' ({trouble})' if trouble else ''}: it did not last, or did not happen in time")
+
+
+def _is_emptying(step: Step) -> bool:
+    """Whether nothing new can come to its server, and only sessions that were shut down are left."""
+    return step.place is Place.OUT and step.server.in_maintenance
 
 
 def _state(step: Step) -> str:
