@@ -20,6 +20,9 @@ _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.1
 _TRIES = 8
 """How often a run sends commands: what is undone that often is undone by somebody else."""
+_EMPTYING = 1.5
+"""Seconds that sessions get to end after they were shut down: HAProxy lets go of some at its own time-outs only, and EFM
+may be waiting to promote another node."""
 _WORKERS = 3
 """How many workers, one replaced by the next in a reload, a run brings right."""
 _RELOAD_PAUSE = 0.01
@@ -155,9 +158,10 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
     pause = _FIRST_PAUSE
     trouble = ""
     tries = 0
+    patient_until = monotonic() + _EMPTYING
     while todo and tries < _TRIES:
-        # Not a try: what is still connecting to a silent server ends at HAProxy's timeout connect only.
-        tries += not all(_is_emptying(step) for step in todo)
+        # Telling sessions again to end is no fight with anybody.
+        tries += monotonic() > patient_until or not all(_is_emptying(step) for step in todo)
         commands = tuple(command for step in todo for command in step.commands)
         try:
             look = runtime.look(setup.proxies, limit, commands)

@@ -32,6 +32,8 @@ defaults
     timeout connect 2s
     timeout client 1h
     timeout server 1h
+    timeout server-fin 1s
+    option abortonclose
 {defaults}
 """
 
