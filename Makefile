@@ -4,7 +4,7 @@
 # make check   types, lint, format, architecture
 # make bench   efm-lb and the bash hooks side by side on one cluster
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench packages sshd clean
+.PHONY: help demo test faults check bench packages sshd namespaces clean
 .DELETE_ON_ERROR:
 
 VENV   := .venv
@@ -38,6 +38,17 @@ sshd:
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server; \
 	}
 
+# Networks that fail are tested between network namespaces, which root alone can make.
+namespaces:
+	@missing=""; \
+	[ -x /usr/sbin/ip ] || command -v ip >/dev/null || missing="$$missing iproute2"; \
+	[ -x /usr/sbin/nft ] || command -v nft >/dev/null || missing="$$missing nftables"; \
+	if [ "$$(id -u)" = 0 ] && [ -n "$$missing" ]; then \
+		echo "installing:$$missing" && \
+		apt-get update -qq && \
+		env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
 $(VENV)/installed: pyproject.toml | packages
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade 'pip>=25.1'
@@ -47,10 +58,10 @@ $(VENV)/installed: pyproject.toml | packages
 demo: $(VENV)/installed
 	$(VENV)/bin/efm-lb rehearse
 
-test: sshd $(VENV)/installed
+test: sshd namespaces $(VENV)/installed
 	$(PYTHON) -m pytest
 
-faults: sshd $(VENV)/installed
+faults: sshd namespaces $(VENV)/installed
 	$(PYTHON) -m pytest -m "long or not long" tests/faults
 
 check: $(VENV)/installed

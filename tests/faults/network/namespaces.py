@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,12 +15,16 @@ from pathlib import Path
 
 from efm_lb.rehearsal.processes import started_at
 
-__all__ = ["Namespace", "NoNamespaces", "remove_leftovers"]
+__all__ = ["Namespace", "NamespaceError", "NoNamespaces", "remove_leftovers"]
 
 _DIRECTORY = Path("/run/netns")
 _NAME = re.compile(r"efm-lb-(?P<pid>\d+)-(?P<started>\d+)-\w+")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NamespaceError(Exception):
+    """Something went wrong; the message names the command."""
 
 
 class NoNamespaces(Exception):
@@ -31,34 +36,32 @@ class Namespace:
 
     :param label: letters and digits, one for each namespace of a process
     :raises NoNamespaces: it cannot be made
-    :raises FileNotFoundError: ``ip`` is not installed
+    :raises NamespaceError: ``ip`` is not installed
     """
 
     def __init__(self, label: str) -> None:
         if os.geteuid() != 0:
             raise NoNamespaces("only root can make network namespaces: run the tests as root")
         self.name = f"efm-lb-{os.getpid()}-{started_at(os.getpid())}-{label}"
-        made = subprocess.run(
-            ["ip", "netns", "add", self.name], capture_output=True, text=True, timeout=30, check=False
-        )
+        made = _run("ip", "netns", "add", self.name)
         if made.returncode:
             raise NoNamespaces(f"ip netns add {self.name}: {made.stderr.strip()}")
 
     def ip(self, *commands: str) -> None:
         """Run lines of ``ip -batch`` in it.
 
-        :raises subprocess.CalledProcessError: one failed
+        :raises NamespaceError: one failed
         """
         text = "".join(f"{command}\n" for command in commands)
-        self._run(["ip", "-netns", self.name, "-batch", "-"], text)
+        self._feed(text, "ip", "-netns", self.name, "-batch", "-")
 
     def nft(self, script: str) -> None:
         """Run a script of nftables in it, all of it or nothing.
 
-        :raises subprocess.CalledProcessError: it is wrong
+        :raises NamespaceError: it is wrong
         """
         with self.inside():
-            self._run(["nft", "-f", "-"], script)
+            self._feed(script, "nft", "-f", "-")
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -74,10 +77,10 @@ class Namespace:
         """End what still runs in it, and remove it."""
         _remove(self.name)
 
-    def _run(self, argv: list[str], standard_input: str) -> None:
-        done = subprocess.run(argv, input=standard_input, capture_output=True, text=True, timeout=30, check=False)
+    def _feed(self, text: str, *argv: str) -> None:
+        done = _run(*argv, standard_input=text)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(argv)} in {self.name}: {done.stderr.strip()}")
+            raise NamespaceError(f"{' '.join(argv)} in {self.name}: {done.stderr.strip()}")
 
 
 def remove_leftovers() -> list[str]:
@@ -92,11 +95,20 @@ def remove_leftovers() -> list[str]:
 
 
 def _remove(name: str) -> None:
-    inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=30, check=False)
-    for pid in inside.stdout.split():
+    inside = {int(pid) for pid in _run("ip", "netns", "pids", name).stdout.split()}
+    for pid in inside - {os.getpid()}:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=30, check=False)
+            os.kill(pid, signal.SIGKILL)
+    _run("ip", "netns", "delete", name)
+
+
+def _run(program: str, *arguments: str, standard_input: str = "") -> subprocess.CompletedProcess[str]:
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if not found:
+        package = {"ip": "iproute2", "nft": "nftables"}[program]
+        raise NamespaceError(f"{program} was not found: install the package {package}")
+    argv = [found, *arguments]
+    return subprocess.run(argv, input=standard_input, capture_output=True, text=True, timeout=30, check=False)
 
 
 def _enter(descriptor: int) -> None:

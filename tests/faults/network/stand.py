@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from efm_lb.rehearsal import sql
+from efm_lb.rehearsal import programs, sql
 from efm_lb.rehearsal.cluster import Cluster, Server
 from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, Hook, Run, hook_environment
@@ -118,7 +118,17 @@ class Stand:
 
     def _pgpools_primary(self) -> list[Server]:
         """By PCP: a client that asks waits until pgpool has reached the databases."""
-        argv = ["pcp_node_info", "-w", "-a", "-h", self.pool.host, "-p", str(self.pool.pcp_port), "-U", PCP_USER]
+        argv = [
+            programs.pgpool().parent / "pcp_node_info",
+            "-w",
+            "-a",
+            "-h",
+            self.pool.host,
+            "-p",
+            str(self.pool.pcp_port),
+            "-U",
+            PCP_USER,
+        ]
         environment = {**os.environ, "PCPPASSFILE": str(self.pool.pcp_passfile)}
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=True)
         rows = [line.split() for line in done.stdout.splitlines()]

@@ -21,8 +21,8 @@ _LONGEST_PAUSE = 0.1
 _TRIES = 8
 """How often a run sends commands: what is undone that often is undone by somebody else."""
 _EMPTYING = 1.5
-"""Seconds that sessions get to end after they were shut down: HAProxy lets go of some at its own time-outs only, and EFM
-may be waiting to promote another node."""
+"""Seconds that sessions get to end after they were shut down: HAProxy lets go of some at its own time-outs only, and
+EFM may be waiting to promote another node."""
 _WORKERS = 3
 """How many workers, one replaced by the next in a reload, a run brings right."""
 _RELOAD_PAUSE = 0.01
