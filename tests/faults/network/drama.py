@@ -129,7 +129,11 @@ def _reached(caller: str, faults: Sequence[Between]) -> list[str]:
     def is_well(one: str, other: str) -> bool:
         return not any(fault.disturbs(one, other) for fault in faults)
 
-    return [name for name in BALANCERS if is_well(caller, "new") and is_well(caller, name) and is_well("new", name)]
+    def finds_the_primary(name: str) -> bool:
+        # pgpool asks every attached node which one is it, and waits for one that is silent.
+        return all(is_well(node, name) for node in (Roles._fields if name == "pool1" else ("new",)))
+
+    return [name for name in BALANCERS if is_well(caller, "new") and is_well(caller, name) and finds_the_primary(name)]
 
 
 def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run) -> list[str]:
@@ -147,7 +151,8 @@ def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run) -> l
 
 
 def _late(runs: Sequence[Run]) -> list[str]:
-    limit = DEADLINE + CONNECT_TIMEOUT + 1
+    """Of runs that took longer than a call may, also one that waits for another call on its host first."""
+    limit = (DEADLINE + 1) + DEADLINE + CONNECT_TIMEOUT + 1
     return [f"{' '.join(run.argv[4:7])} took {run.seconds:.1f} s" for run in runs if run.seconds > limit]
 
 

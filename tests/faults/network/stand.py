@@ -117,7 +117,7 @@ class Stand:
         return [node for node, belief in zip(self.cluster.nodes, beliefs, strict=True) if belief.writes]
 
     def _pgpools_primary(self) -> list[Server]:
-        """By PCP: a client that asks waits until pgpool has reached the databases."""
+        """By PCP: a client that asks waits until pgpool has reached the databases. None while pgpool tells nothing."""
         argv = [
             programs.pgpool().parent / "pcp_node_info",
             "-w",
@@ -130,7 +130,9 @@ class Stand:
             PCP_USER,
         ]
         environment = {**os.environ, "PCPPASSFILE": str(self.pool.pcp_passfile)}
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode:
+            return []
         rows = [line.split() for line in done.stdout.splitlines()]
         return [
             node
