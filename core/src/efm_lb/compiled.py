@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from efm_lb.configuration import Configuration
 
-__all__ = ["Stale", "load", "read", "store"]
+    Identity = tuple[Any, ...]
+    """The settings' sources, as they were."""
+
+__all__ = ["Identity", "Stale", "identity", "load", "read", "store"]
 
 _LIMIT = 16 * 1024 * 1024
 # Everything that decides how the payload reads; compared as a whole, before the payload is touched.
@@ -71,8 +74,8 @@ def read(sources: Sources) -> dict[str, Any] | Stale:
         checks, payload = content[len(_HEADER) : start], content[start:]
         if checks != _checks(payload):
             return Stale(f"{sources.plan}: damaged")
-        identity, files, plain = marshal.loads(payload)
-        changed = _changed(identity, sources) or _touched(files)
+        made_from, files, plain = marshal.loads(payload)
+        changed = _changed(made_from, sources) or _touched(files)
         return Stale(changed) if changed else dict(plain)
     except OSError as error:
         return Stale(f"{sources.plan}: {error.strerror}")
@@ -88,7 +91,7 @@ def store(configuration: Configuration, sources: Sources, files: Mapping[str, in
     :param files: files of the adapters with the `mtime` they had before the adapters were asked
     :raises OSError: it could not be written; an older plan is left as it is
     """
-    payload = marshal.dumps((_identity(sources), tuple(files.items()), configuration.plain()))
+    payload = marshal.dumps((identity(sources), tuple(files.items()), configuration.plain()))
     replace(f"{configuration.state_dir}/{os.path.basename(sources.plan)}", _HEADER + _checks(payload) + payload, 0o600)
 
 
@@ -117,7 +120,8 @@ def _checks(payload: bytes) -> bytes:
     return len(payload).to_bytes(8, "big") + zlib.crc32(payload).to_bytes(4, "big")
 
 
-def _identity(sources: Sources) -> tuple[Any, ...]:
+def identity(sources: Sources) -> Identity:
+    """What settings are made from, to be compared: other settings come of it when it differs."""
     return (
         (sources.cluster, sources.here),
         sources.env_file,
@@ -128,9 +132,9 @@ def _identity(sources: Sources) -> tuple[Any, ...]:
     )
 
 
-def _changed(identity: tuple[Any, ...], sources: Sources) -> str:
+def _changed(made_from: Identity, sources: Sources) -> str:
     """Which source is not what it was, empty when all are."""
-    cluster, env_file, stamp, content, variables, paths = identity
+    cluster, env_file, stamp, content, variables, paths = made_from
     if cluster != (sources.cluster, sources.here):
         return f"{sources.plan}: of cluster {cluster[0]}"
     if env_file != sources.env_file:

@@ -16,13 +16,22 @@ from typing import NamedTuple
 from efm_lb import compiled, signals
 from efm_lb.command_line import valued
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, EX_TEMPFAIL, CallError, EfmLbError, NotInstalledError, printable
+from efm_lb.errors import (
+    EX_OK,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    CallError,
+    EfmLbError,
+    NotInstalledError,
+    printable,
+)
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.reconcile.rounds import Round, Rounds
 from efm_lb.reconcile.vigil import Vigil
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
 from efm_lb.sources import gather
+from efm_lb.state import write_all
 
 __all__ = ["Arguments", "main", "parse"]
 
@@ -63,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
         code = error.exit_code
     except Terminated:
         code = EX_OK if "--watch" in argv else EX_TEMPFAIL
+    except Exception as error:  # no traceback, and above all no exit code that makes EFM promote
+        _say(f"efm-lb reconcile: a bug in efm-lb: {type(error).__name__}: {error}")
+        code = EX_SOFTWARE
     return EX_OK if is_monitor else code
 
 
@@ -88,6 +100,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
     """Raises as `efm_lb.settings.settings_of`, and `Terminated`."""
+    made_from = compiled.identity(gather(arguments.cluster, arguments.env_file, environ))
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, environ)
     if arguments.watch and stale and _is_fresh(arguments, environ):
         _start_anew()  # without what the slow way has imported
@@ -99,7 +112,7 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
         raise NotInstalledError(str(error)) from None
     rounds = Rounds(configuration, vigil)
     if arguments.watch:
-        _watch(configuration, arguments, environ, vigil, rounds)
+        _watch(configuration, arguments, environ, made_from, vigil, rounds)
     return _once(configuration, rounds, arguments.json)
 
 
@@ -122,11 +135,17 @@ def _once(configuration: Configuration, rounds: Rounds, as_json: bool) -> int:
 
 
 def _watch(
-    configuration: Configuration, arguments: Arguments, environ: Mapping[str, str], vigil: Vigil, rounds: Rounds
+    configuration: Configuration,
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    made_from: compiled.Identity,
+    vigil: Vigil,
+    rounds: Rounds,
 ) -> None:
     before: tuple[str, ...] = ()
     while True:
-        if not _is_fresh(arguments, environ):
+        # Not whether there is a plan: it may be impossible to store one, or somebody else's with other variables.
+        if compiled.identity(gather(arguments.cluster, arguments.env_file, environ)) != made_from:
             _say("the settings have changed: starting anew")
             _start_anew()
         began = time.monotonic()
@@ -172,6 +191,6 @@ def _document(configuration: Configuration, lines: Sequence[str], done: Round) -
 
 def _say(line: str) -> None:
     try:
-        print(printable(line), flush=True)
+        write_all(1, printable(line).encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
         return

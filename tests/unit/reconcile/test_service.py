@@ -1,0 +1,87 @@
+"""The command itself: what it does when the settings, the disk or the terminal are not as they should be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from efm_lb.reconcile import service
+from efm_lb.rehearsal.waiting import wait_until
+
+SETTINGS = """\
+EFM_LB_NODES=127.0.0.1:9
+EFM_LB_PROBE__USER=efm
+EFM_LB_STATE_DIR={state_dir}
+EFM_LB_BALANCERS__EDGE__ADAPTER=haproxy
+EFM_LB_BALANCERS__EDGE__SOCKET={directory}/none.sock
+EFM_LB_BALANCERS__EDGE__WRITE=w
+"""
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    path = tmp_path / "efm.env"
+    path.write_text(SETTINGS.format(directory=tmp_path, state_dir=tmp_path / "no" / "such"))
+    path.chmod(0o600)
+    return path
+
+
+def test_a_state_directory_that_takes_nothing_does_not_keep_it_from_looking(env_file: Path, tmp_path: Path) -> None:
+    """Without a compiled plan it must not take the settings for changed, and start anew for ever."""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "efm_lb", "reconcile", "--watch", f"--env-file={env_file}"],
+            stdout=output,
+            stderr=output,
+            env={},
+            cwd="/",
+        )
+    try:
+        assert wait_until(lambda: "edge: cannot connect" in log.read_text(), timeout=30), log.read_text()
+        assert "starting anew" not in log.read_text()
+        env_file.write_text(env_file.read_text().replace("none.sock", "other.sock"))
+        assert wait_until(lambda: "other.sock" in log.read_text(), timeout=30), log.read_text()
+        assert log.read_text().count("the settings have changed: starting anew") == 1
+    finally:
+        watching.terminate()
+        watching.wait(timeout=20)
+
+
+def failing(error: Exception) -> Callable[..., int]:
+    def run(*_: object) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PermissionError(13, "Permission denied")])
+def test_no_bug_makes_efm_promote(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(service, "run", failing(error))
+    monkeypatch.setattr(service.signals, "raise_terminated", lambda: None)
+    assert service.main(["--custom-monitor"]) == 0
+    assert service.main([]) == 70
+    said = capfd.readouterr().out.splitlines()
+    assert said == [f"efm-lb reconcile: a bug in efm-lb: {type(error).__name__}: {error}"] * 2
+
+
+def test_words_that_the_terminal_cannot_show_do_no_harm(env_file: Path) -> None:
+    """libpq and the servers speak the language of the system."""
+    text = env_file.read_text().replace("none.sock", "„none“.sock")
+    env_file.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "efm_lb", "reconcile", "--custom-monitor", f"--env-file={env_file}"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii"},
+        cwd="/",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "„none“" in done.stdout.decode()
