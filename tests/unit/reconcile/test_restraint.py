@@ -179,3 +179,50 @@ def test_writes_that_move_to_another_node_were_not_taken_from_the_old_one() -> N
     watch(0, "Pss", "Waa")
     watch(5, "Pss", "aWa")
     assert events(watch(10, "Pss", "aWa")) == [(Promote, "db1")]
+
+
+def test_a_host_that_reaches_nobody_changes_nothing_whatever_the_policy_is() -> None:
+    """Of two nodes one is enough, for the other may be dead; none is not."""
+    restraint = Restraint(POLICY._replace(majority=False))
+    for letters, is_enough in (("--", False), ("P-", True)):
+        said = truth(letters)
+        sight = Sight(said, dict.fromkeys(said.nodes, -1000.0))
+        verdict = restraint.judge("pool1", sight, view("Wa"), 0.0)
+        assert bool(verdict.events) is is_enough
+        assert is_enough or waiting(verdict) == ["this host reaches 0 of 2 nodes: it may be what is cut off"]
+
+
+def test_writes_that_were_moved_to_a_node_that_is_silent_here_stay_there() -> None:
+    """Two nodes, and this host is on the old primary's side of the cut: there is a newer one on the other side."""
+    restraint = Restraint(POLICY)
+
+    def look(now: float, letters: str, belief: str) -> Judgement:
+        said = truth(letters)
+        return restraint.judge("pool1", Sight(said, dict.fromkeys(said.nodes, -1000.0)), view(belief), now)
+
+    assert look(0, "Ps", "Wa").events == ()
+    look(5, "P-", "Wa")
+    moved = look(10, "P-", "aW")
+    assert waiting(moved)[0] == "somebody has moved the writes to db2, which is silent here"
+    assert look(5000, "P-", "aW").events == ()
+    assert look(5005, "PP", "aW").events == (), "two primaries are for a person"
+    assert events(look(5010, "Ps", "aW")) == [(Promote, "db1")], "it was undone"
+
+
+def test_two_hosts_that_see_different_things_do_not_undo_each_other_for_ever() -> None:
+    """One cannot reach db3 and takes it out; the other can, and puts it in. Both look every five seconds."""
+    sees, misses = Restraint(POLICY), Restraint(POLICY)
+    is_in = True
+    changes: list[int] = []
+    for now in range(1800):
+        belief = view("Waa" if is_in else "Wad")
+        for restraint, letters, phase in ((sees, "Pss", 0), (misses, "Ps-", 1)):
+            if now % 5 != phase and not (restraint is misses and now % 5 == 3):
+                continue  # at 3 it looks again, for what was held back until then
+            said = truth(letters)
+            sight = Sight(said, dict.fromkeys(said.nodes, -1000.0))
+            for event in restraint.judge("pool1", sight, belief, float(now)).events:
+                is_in = isinstance(event, Attach)
+                restraint.sent("pool1", True, float(now), [event.node] if is_in else [])
+                changes.append(now)
+    assert len(changes) < 15, f"each time it stays out twice as long: {changes}"

@@ -8,7 +8,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
 - A balancer that failed is left alone for a while, twice as long each time.
-- A host that sees less than a majority of the nodes may itself be what is cut off: it changes nothing.
+- A host that sees less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing.
+- Writes that were moved away from a live primary, to a node that is silent here, were moved by somebody who sees more.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class Held(NamedTuple):
     """A difference that is not acted on now.
 
     :param until: when it may be; infinite when that is not a matter of time
+    :param is_wish: it is left alone because a person wants it so
     """
 
     event: Event
     why: str
     until: float = float("inf")
+    is_wish: bool = False
 
 
 class Judgement(NamedTuple):
@@ -107,7 +110,8 @@ class Restraint:
             return Judgement()
         why_none = self._none_at_all(name, sight, in_maintenance)
         if why_none:
-            return Judgement((), tuple([Held(event, why_none) for event in wanted]))
+            is_wish = name in in_maintenance
+            return Judgement((), tuple([Held(event, why_none, is_wish=is_wish) for event in wanted]))
         held: list[Held] = []
         events: list[Event] = []
         for event in wanted:
@@ -115,15 +119,20 @@ class Restraint:
             if held and isinstance(held[0].event, Promote):
                 why, until = f"first {held[0].event.node.name} gets the writes", held[0].until
             if why and until > now:
-                held.append(Held(event, why, until))
+                held.append(Held(event, why, until, event.node.name in in_maintenance))
             else:
                 events.append(event)
         return Judgement(tuple(events), tuple(held))
 
-    def sent(self, name: str, is_right: bool, now: float) -> None:
-        """Note what came of what was sent to a balancer."""
+    def sent(self, name: str, is_right: bool, now: float, attached: Collection[Node] = ()) -> None:
+        """Note what came of what was sent to a balancer.
+
+        :param is_right: it made a difference; sending again what makes none helps nobody
+        :param attached: the nodes that were put in
+        """
         memory = self._balancers.setdefault(name, _Memory())
         memory.is_own_work = True
+        memory.put_in = tuple(attached)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
 
@@ -132,7 +141,7 @@ class Restraint:
         if name in in_maintenance:
             return f"{name} is in maintenance"
         count = len(sight.truth.states)
-        if self._policy.majority and count > 2 and sight.answers * 2 <= count:
+        if not sight.answers or (self._policy.majority and count > 2 and sight.answers * 2 <= count):
             return f"this host reaches {sight.answers} of {count} nodes: it may be what is cut off"
         return ""
 
@@ -146,6 +155,9 @@ class Restraint:
         settled = sight.since[node] + self._policy.settle
         if not isinstance(event, Detach) and sight.truth.primary:
             settled = max(settled, sight.since[sight.truth.primary] + self._policy.settle)
+        elsewhere = memory.moved_to
+        if isinstance(event, Promote) and elsewhere:
+            return f"somebody has moved the writes to {elsewhere.name}, which is silent here", float("inf")
         if settled > now:
             return f"{node.name} has just changed: that is for EFM's own call", settled
         if memory.busy_until > now:
@@ -161,7 +173,18 @@ class Restraint:
         """Keep account of the nodes that were taken out while they were up."""
         for node in _gone(sight.truth):
             memory.out.pop(node, None)
-        if before is None or memory.is_own_work:
+        if before is None:
+            return
+        moved = _moved(sight.truth, before, view)
+        if moved and not memory.is_own_work:
+            memory.moved_to = moved
+        elif memory.moved_to and not _is_hidden(sight.truth, view, memory.moved_to):
+            memory.moved_to = None
+        if memory.is_own_work:
+            for node in memory.put_in:
+                seen = view.of(node)
+                if seen and seen.attached is False and sight.truth.role(node) is Role.STANDBY:
+                    self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
             return
         # A balancer that moves its writes may throw standbys out on the way.
         moves = bool(_writers(view)) and _writers(before) != _writers(view)
@@ -170,9 +193,12 @@ class Restraint:
             taken_out = role is Role.STANDBY and not moves and was and was.attached and seen.attached is False
             obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
             if role and (taken_out or obeyed):
-                last = memory.out.get(seen.node)
-                hold = min(2 * last.hold, _LONGEST_HOLD) if last else self._policy.hold
-                memory.out[seen.node] = _Out(role, hold, now + hold)
+                self._stays_out(memory, seen.node, role, now)
+
+    def _stays_out(self, memory: _Memory, node: Node, role: Role, now: float) -> None:
+        last = memory.out.get(node)
+        hold = min(2 * last.hold, _LONGEST_HOLD) if last else self._policy.hold
+        memory.out[node] = _Out(role, hold, now + hold)
 
 
 class _Out(NamedTuple):
@@ -192,10 +218,12 @@ class _Memory:
     def __init__(self) -> None:
         self.view: View | None = None
         self.is_own_work = False
+        self.put_in: tuple[Node, ...] = ()
         self.busy_until = 0.0
         self.pause = 0.0
         self.paused_until = 0.0
         self.out: dict[Node, _Out] = {}
+        self.moved_to: Node | None = None
 
 
 def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool]]:
@@ -204,6 +232,18 @@ def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool]]:
 
 def _writers(view: View) -> list[Node]:
     return [seen.node for seen in view.nodes if seen.writes]
+
+
+def _moved(truth: Truth, before: View, view: View) -> Node | None:
+    """The silent node that writes go to now, and went to the only live primary before."""
+    primary = truth.primary
+    if primary is None or _writers(before) != [primary]:
+        return None
+    return next((node for node in _writers(view) if _is_hidden(truth, view, node)), None)
+
+
+def _is_hidden(truth: Truth, view: View, node: Node) -> bool:
+    return truth.state(node).reach is Reach.NO_RESPONSE and node in _writers(view)
 
 
 def _gone(truth: Truth) -> Iterable[Node]:

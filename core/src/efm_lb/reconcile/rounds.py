@@ -62,7 +62,8 @@ class Rounds:
         obeys = configuration.detach_live_primary is DetachLivePrimary.OBEY
         self._restraint = Restraint(configuration.reconcile, obeys)
         self._dispatcher = Dispatcher(configuration)
-        self._failed: dict[tuple[str, str, str], str] = {}
+        self._in_vain: dict[tuple[str, str, str], str] = {}
+        self._locked_since = float("inf")
         self._complaints: list[str] = []
 
     def play(self, patience: float) -> Round:
@@ -82,7 +83,9 @@ class Rounds:
         wanted = {name: verdict.events for name, verdict in verdicts.items() if verdict.events}
         done: dict[str, list[tuple[Event, Outcome]]] = {}
         lines: list[str] = []
-        if wanted:
+        if not wanted:
+            self._locked_since = float("inf")
+        else:
             held, lines = self._turn(patience)
             try:
                 if held is None or not self._is_still(sight):
@@ -94,7 +97,8 @@ class Rounds:
                     os.close(held)
         for name, sent in done.items():
             last = sent[-1][1]
-            self._restraint.sent(name, not last.failed, time.monotonic())
+            attached = [event.node for event, one in sent if isinstance(event, Attach) and one.result is Result.CHANGED]
+            self._restraint.sent(name, last.result is Result.CHANGED, time.monotonic(), attached)
             waits += [time.monotonic() + last.again_after] if last.again_after is not None else []
             lines += [
                 f"{name}: {_words(event)}: {one.result.value}: {one.detail}"
@@ -111,11 +115,17 @@ class Rounds:
         """The lock of this host's calls: its descriptor, 0 when there is none to be had, None when a call holds it."""
         path = f"{self._configuration.state_dir}/{self._configuration.cluster}.lock"
         try:
-            return lock.acquire(path, patience), []
+            held = lock.acquire(path, patience)
         except TimeoutError:
-            return None, ["waits for a call of EFM's that is at work"]
+            now = time.monotonic()
+            self._locked_since = min(self._locked_since, now - patience)
+            if now - self._locked_since <= self._configuration.deadline + 1:
+                return None, ["waits for a call of EFM's that is at work"]
+            return 0, [f"no lock: {path} is held for longer than any call may take: look for a hung efm-lb"]
         except OSError as error:
             return 0, [f"no lock: {error.filename}: {error.strerror}"]
+        self._locked_since = float("inf")
+        return held, []
 
     def _is_still(self, sight: Sight) -> bool:
         """Whether the databases, asked anew, say what they said."""
@@ -144,8 +154,8 @@ class Rounds:
             ]
             if not names:
                 continue
-            # What is sent again after a failure, and fails the same way, must not fill the journal for hours.
-            is_again = all(self._failed.get((name, *_key(event))) for name in names)
+            # What is sent again in vain, and with the same result, must not fill the journal for hours.
+            is_again = all(self._in_vain.get((name, *_key(event))) for name in names)
             journal = None if is_again else self._announced(event, truth)
             outcomes = self._dispatcher.among(names).send(event, deadline)
             for outcome in outcomes:
@@ -168,9 +178,9 @@ class Rounds:
         is_old = True
         for outcome in outcomes:
             key = (outcome.balancer, *_key(event))
-            failure = outcome.detail if outcome.failed else ""
-            is_old = is_old and bool(failure) and self._failed.get(key) == failure
-            self._failed[key] = failure
+            in_vain = "" if outcome.result is Result.CHANGED else f"{outcome.result.value}: {outcome.detail}"
+            is_old = is_old and bool(in_vain) and self._in_vain.get(key) == in_vain
+            self._in_vain[key] = in_vain
         if journal is None and is_old:
             return
         journal = journal or self._announced(event, truth)
@@ -224,6 +234,9 @@ def _is_right(
             return False
         if verdicts[name].events and not outcome:
             return False
-        if any(held.until != float("inf") for held in verdicts[name].held):
+        if any(not held.is_wish for held in verdicts[name].held):
+            return False
+        view, primary = _view(answer), sight.truth.primary
+        if view and primary and view.of(primary) is None:
             return False
     return bool(sight.truth.primary)

@@ -1,0 +1,114 @@
+"""Rounds, with made-up databases and balancers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from efm_lb import Balancer, Event, Outcome, View, hookimpl, lock
+from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary, Reconcile
+from efm_lb.reconcile.restraint import Sight
+from efm_lb.reconcile.rounds import Rounds
+from unit.reconcile.test_differences import NODES, truth, view
+
+
+class Databases:
+    """What they say, for as long as anybody can remember."""
+
+    def __init__(self, letters: str) -> None:
+        self.letters = letters
+
+    def sight(self, newest: int) -> Sight:
+        return Sight(truth(self.letters), dict.fromkeys(NODES, -1000.0))
+
+    def refresh(self, seconds: float) -> None: ...
+
+
+class World:
+    """One balancer, ``pool1``: what it believes, and what it is told."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.databases = Databases("xPs")
+        self.view: View = view("Waa")
+        self.answer = Outcome.changed("done")
+        self.told: list[Event] = []
+        configuration = Configuration(
+            "efm",
+            NODES,
+            {},
+            1.0,
+            0.5,
+            str(state_dir),
+            DetachLivePrimary.DEFER,
+            (Balancer("pool1", "fake", {}),),
+            (AdapterSource("fake", "fake_rounds_adapter", "", "fake-dist", "1"),),
+            Reconcile(settle=0.0),
+        )
+        self.rounds = Rounds(configuration, self.databases)  # type: ignore[arg-type]
+        self.journal = state_dir / "efm.journal"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    module = ModuleType("fake_rounds_adapter")
+
+    def take(event: Event) -> Outcome:
+        made.told.append(event)
+        return made.answer
+
+    for name in ("attach", "detach", "promote"):
+        setattr(module, f"efm_lb_{name}", hookimpl(specname=f"efm_lb_{name}")(lambda event: take(event)))
+    module.efm_lb_view = hookimpl(specname="efm_lb_view")(lambda nodes: made.view)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    made = World(tmp_path)
+    return made
+
+
+def until(told: Callable[[], object], world: World, seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        world.rounds.play(0.0)
+        if told():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_call_that_never_ends_does_not_hold_it_up_for_ever(world: World, tmp_path: Path) -> None:
+    held = lock.acquire(str(tmp_path / "efm.lock"), 0)
+    try:
+        assert world.rounds.play(0.0).lines[0] == "waits for a call of EFM's that is at work"
+        assert world.told == []
+        assert until(lambda: world.told, world, 20), "a hook goes on without it after as long, too"
+    finally:
+        os.close(held)
+
+
+@pytest.mark.parametrize("answer", [Outcome.unchanged("nothing to change"), Outcome.deferred("not now")])
+def test_what_is_sent_in_vain_fills_no_journal(world: World, answer: Outcome) -> None:
+    world.answer = answer
+    assert not until(lambda: len(world.told) > 8, world, 2.0), "it is tried more and more seldom"
+    assert world.told
+    records = world.journal.read_text().count('"record": "outcome"')
+    assert records == len(set(map(str, world.told)))
+
+
+def test_a_primary_that_a_balancer_does_not_know_is_not_right(world: World) -> None:
+    world.databases.letters = "sPs"
+    world.view = view("W.a")
+    done = world.rounds.play(0.0)
+    assert "pool1: db2 not known to this balancer" in done.lines
+    assert not done.is_right
+
+
+def test_a_host_that_is_cut_off_does_not_call_that_right(world: World) -> None:
+    world.databases.letters = "-P-"
+    done = world.rounds.play(0.0)
+    assert done.outcomes == {}
+    assert not done.is_right
