@@ -32,6 +32,7 @@ class Vigil:
         self._nodes = tuple(nodes)
         self._keywords = keywords
         self._timeout = timeout
+        self._started = time.monotonic()
         self._states: dict[Node, tuple[NodeState, float]] = {}
         self._asked: dict[Node, float] = {}
         self._changes = self._seen = 0
@@ -42,16 +43,25 @@ class Vigil:
             Thread(target=self._watch, args=(node,), name=node.name, daemon=True).start()
 
     def sight(self, newest: int) -> Sight:
-        """What the nodes said last; waits, within the time-out, until each has said something.
+        """What the nodes said last; waits, within the time-out, until each has said something for the first time.
+
+        What a node said long ago counts no more: this process was stopped meanwhile, or a name look-up hangs.
 
         :param newest: the newest timeline that this host has seen before
         """
-        limit = time.monotonic() + self._timeout + 1
+        limit = self._started + self._timeout + 1
+        longest = 2 * self._timeout + RETRY_DENIED + 1  # between two answers, whatever they are
         with self._news:
             while len(self._states) < len(self._nodes) and (left := limit - time.monotonic()) > 0:
                 self._news.wait(left)
             self._seen = self._changes
-            said = {node: self._states.get(node) or (NodeState(node, Reach.NO_RESPONSE), limit) for node in self._nodes}
+            now = time.monotonic()
+            said = {
+                node: self._states[node]
+                if node in self._states and now - self._asked[node] <= longest
+                else (NodeState(node, Reach.NO_RESPONSE, detail="could not be asked"), now)
+                for node in self._nodes
+            }
         truth = Truth(tuple([state for state, _ in said.values()]), newest)
         return Sight(truth, {node: since for node, (_, since) in said.items()})
 
