@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 
 TYPE_CHECKING = False
@@ -21,6 +22,10 @@ TEMPORARY = ".efm-lb"
 """How the name of every file ends that is there for a moment only."""
 _MOMENT = 60.0
 """Seconds after which such a file is what a killed process has left: it takes milliseconds to write one."""
+
+
+PATIENCE = 0.5
+"""Seconds that a run may be kept waiting for a disk that hangs."""
 
 
 def new_call() -> str:
@@ -46,6 +51,7 @@ class State:
 
     def __init__(self, directory: str, cluster: str) -> None:
         self._prefix = f"{directory}/{cluster}"
+        self._idle = allocate_lock()
 
     def note(self, node: Node, call: str, attached: bool) -> None:
         """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it.
@@ -62,7 +68,9 @@ class State:
         A newer call of the same kind, and one that was not carried out, say nothing: the truth decides.
         """
         newest, _, done = self._read(self._call_file(node)).partition(" ")
-        return done == ("out" if attached else "in") and _moment(newest) > _moment(call)
+        # A note from the future is one of a clock that was wrong: it must not count until that time comes.
+        is_newer = _moment(call) < _moment(newest) <= time.time_ns()
+        return is_newer and done == ("out" if attached else "in")
 
     @property
     def timeline(self) -> int:
@@ -94,10 +102,23 @@ class State:
             os.close(descriptor)
 
     def _write(self, path: str, text: str) -> None:
+        """Write, and wait for the disk no longer than `PATIENCE`. While it hangs no other thread is given to it."""
+        if not self._idle.acquire(blocking=False):
+            return
+        try:
+            start_new_thread(self._put_down, (path, text))
+        except RuntimeError:  # no more threads for this user
+            self._put_down(path, text)
+        if self._idle.acquire(timeout=PATIENCE):
+            self._idle.release()
+
+    def _put_down(self, path: str, text: str) -> None:
         try:
             replace(path, text.encode() + b"\n", 0o644)
         except OSError:
             return
+        finally:
+            self._idle.release()
 
 
 def replace(path: str, content: bytes, mode: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from efm_lb import Node
+from efm_lb import Node, state
 from efm_lb.state import State, new_call, replace
 
 DB1, DB2 = Node("db1", "10.0.0.1", 5444), Node("fe80::2", "fe80::2", 5444)
@@ -120,3 +121,32 @@ def test_without_a_directory_nothing_is_known(tmp_path: Path) -> None:
     state.timeline = 3
     assert not state.contradicted(DB1, "1-1", attached=False)
     assert state.timeline == 0
+
+
+def test_a_note_that_a_clock_made_in_the_future_loses_no_call(tmp_path: Path) -> None:
+    """The clock was wrong at boot and was put right: the calls of the hours until then must count."""
+    notes = State(str(tmp_path), "efm")
+    ahead = f"{time.time_ns() + 3600 * 10**9:x}-1"
+    notes.note(DB1, ahead, attached=False)
+    assert not notes.contradicted(DB1, new_call(), attached=True)
+
+
+def test_a_disk_that_hangs_holds_up_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = threading.Event()
+    tries: list[str] = []
+
+    def replace(path: str, content: bytes, mode: int) -> None:
+        tries.append(path)
+        hangs.wait(30)
+
+    monkeypatch.setattr(state, "replace", replace)
+    monkeypatch.setattr(state, "PATIENCE", 0.05)
+    notes = State(str(tmp_path), "efm")
+    started = time.monotonic()
+    try:
+        for timeline in range(1, 6):
+            notes.timeline = timeline
+        assert time.monotonic() - started < 20
+        assert len(tries) == 1, "one thread is enough for a disk that hangs"
+    finally:
+        hangs.set()
