@@ -13,8 +13,6 @@ from _thread import allocate_lock, start_new_thread
 from efm_lb import compiled
 from efm_lb.command_line import VALUED, valued
 from efm_lb.connection import Connection, ConnectionFailed, library
-from efm_lb.errors import EfmLbError
-from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.sources import gather
 
 TYPE_CHECKING = False
@@ -48,8 +46,8 @@ class Login:
         except Exception as failure:
             self._failure = failure
         self._done.release()
-        if self._is_unwanted and self._connection:
-            self._connection.close()
+        if self._is_unwanted:
+            self._close()
 
     def connection(self, deadline: float) -> Connection:
         """Wait for the connection, and take it; once.
@@ -73,6 +71,10 @@ class Login:
     def drop(self) -> None:
         """Nobody wants it any more."""
         self._is_unwanted = True
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection, if nobody has taken it: whoever gets the lock has it, and libpq must close it once."""
         if self._done.acquire(blocking=False) and self._connection:
             self._connection.close()
 
@@ -117,5 +119,5 @@ def begin(argv: Sequence[str], environ: Mapping[str, str]) -> HeadStart | None:
             return None
         library()  # before there are threads: it changes the environment
         return HeadStart(plan)
-    except (EfmLbError, LibpqNotFoundError):
+    except Exception:
         return None
