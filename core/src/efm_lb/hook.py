@@ -187,7 +187,8 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
         try:
             follow_up.start(owed, name)
         except OSError as error:
-            notes.append(f"will not be judged again: {error}")
+            notes.append(f"will not be judged again: {error}: run efm-lb reconcile")
+            report = report._replace(exit_code=report.exit_code or EX_TEMPFAIL)
     journal.record(
         "outcome",
         exit_code=report.exit_code,
@@ -237,6 +238,7 @@ class _Turn:
     """One call at a time on this host, except while it waits for a node.
 
     :param notes: takes what went wrong; a lock that cannot be had is reported, and the call goes on
+    :ivar waited: seconds that other calls took
     """
 
     def __init__(self, configuration: Configuration, notes: list[str]) -> None:
@@ -244,12 +246,15 @@ class _Turn:
         self._patience = configuration.deadline + 1
         self._notes = notes
         self._held: int | None = None
+        self.waited = 0.0
 
     def take(self) -> bool:
         """Wait for the calls that are at it; whether there was none."""
         began = time.monotonic()
         self._held = lock.take(self._path, self._patience, self._notes)
-        return time.monotonic() - began < lock.POLL
+        waited = time.monotonic() - began
+        self.waited += waited
+        return waited < lock.POLL
 
     def give_up(self) -> None:
         """Let the others."""
@@ -268,7 +273,9 @@ def _act(
     patience: float,
 ) -> Report:
     deadline = time.monotonic() + configuration.deadline
+    waited = turn.waited
     decision, truth, dispatcher = _settle(call, configuration, state, probe, deadline, patience, turn)
+    deadline += turn.waited - waited
     if call.origin is Origin.FOLLOW_UP:
         # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
         deadline = time.monotonic() + min(configuration.deadline, follow_up.ATTEMPT)
@@ -278,7 +285,7 @@ def _act(
     try:
         if decision.hold:
             # A deferred detach is right whether anybody holds or not: what comes of it is told, and is no exit code.
-            held = dispatcher.hold(decision.hold, deadline)
+            held = _without(dispatcher, alone).hold(decision.hold, deadline)
             return Report(str(call), _exit_code(decision, ()), decision, held)
         outcomes, notes = _sent(decision.event, dispatcher, deadline, alone) if decision.event else ((), ())
         return Report(str(call), _exit_code(decision, outcomes), decision, outcomes, notes=notes)
@@ -290,7 +297,6 @@ def _sent(
     event: Event, dispatcher: Dispatcher, deadline: float, alone: Sequence[Maintenance]
 ) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
     """Send an event to all balancers but those in maintenance; writes go where they belong all the same."""
-    names = {each.name for each in alone}
     if isinstance(event, Promote):
         notes = [f"{each}: the promotion counts all the same" for each in alone if each.name in dispatcher.names]
         notes += [f"{each}: it got the writes all the same" for each in alone if each.name == event.node.name]
@@ -298,20 +304,30 @@ def _sent(
     left_out = {each.name: Outcome.deferred(str(each), None) for each in alone if each.name in dispatcher.names}
     if not left_out:
         return dispatcher.send(event, deadline), ()
-    sent = dispatcher.among([name for name in dispatcher.names if name not in names]).send(event, deadline)
+    sent = _without(dispatcher, alone).send(event, deadline)
     others = [outcome._replace(balancer=name) for name, outcome in left_out.items()]
     return tuple(sorted([*sent, *others], key=lambda outcome: outcome.balancer)), ()
+
+
+def _without(dispatcher: Dispatcher, alone: Sequence[Maintenance]) -> Dispatcher:
+    """The balancers that are in nobody's hands."""
+    names = {each.name for each in alone}
+    return dispatcher.among([name for name in dispatcher.names if name not in names])
 
 
 def _rehearse(call: Call, configuration: Configuration, state: State, probe: Probe) -> Report:
     """What `_act` would do, done to nobody."""
     deadline = time.monotonic() + configuration.deadline
     decision, _, dispatcher = _settle(call, configuration, state, probe, deadline, 0.0)
+    alone = in_force(configuration.state_dir, configuration.cluster)
     if decision.event is None:
-        holders = dispatcher.holders(deadline) if decision.hold else ()
+        holders = _without(dispatcher, alone).holders(deadline) if decision.hold else ()
         asked = ["would be asked to hold new work back"]
         return Report(str(call), EX_OK, decision, steps=dict.fromkeys(holders, asked))
     steps = {}
+    if not isinstance(decision.event, Promote):
+        steps = {each.name: [f"left alone: {each}"] for each in alone if each.name in dispatcher.names}
+        dispatcher = _without(dispatcher, alone)
     for name, answer in dispatcher.plan(decision.event, deadline).items():
         if answer.failure:
             steps[name] = [f"would fail: {answer.failure.detail}"]
@@ -358,10 +374,12 @@ def _settle(
             time.sleep(FOLLOW_UP_POLL if is_again else POLL)
             if [state[1:3] for state in probe.truth(decision.watch, timeout=left).states] != before:
                 break
+        waited = turn.waited
         turn.take()
         overtaken = _overtaken(call, state)
         if overtaken:
             return overtaken, truth, dispatcher
+        deadline += turn.waited - waited  # what others took is theirs
         # The balancers must have their part of what is left.
         left = configuration.deadline if is_again else deadline - time.monotonic()
         answers = probe.ask(configuration.nodes, timeout=max(POLL, left / 2))

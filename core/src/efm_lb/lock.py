@@ -33,8 +33,12 @@ def acquire(path: str, patience: float) -> int:
         descriptor = os.open(path, flags)
     except FileNotFoundError:
         descriptor = os.open(path, flags | os.O_CREAT, 0o644)
-    _open_to_all(descriptor, path)
     deadline = time.monotonic() + patience
+    try:
+        _open_to_all(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -770,3 +770,59 @@ def test_a_call_that_a_newer_one_has_overtaken_says_so_in_the_journal(world: Wor
     assert call["call"] == decision["call"] == outcome["call"] == older
     assert "the newer call counts" in str(decision["reason"])
     assert decision["truth"] is None
+
+
+def test_what_is_in_maintenance_holds_nothing(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pgb1": Outcome.changed("done"), "pgb2": Outcome.changed("done")}
+    world.holds = {"pgb1": Outcome.changed("holds"), "pgb2": Outcome.changed("holds")}
+    maintenance.write(str(world.state_dir), "efm", [Maintenance("pgb1", time.time() + 60, 0.0)])
+    code, lines = run("detach", "db1", "p")
+    assert code == 0
+    assert [line.split(":")[0] for line in lines[1:]] == ["pgb2"]
+    _, lines = run("detach", "db1", "p", "--dry-run")
+    assert not [line for line in lines if "pgb1" in line and "asked" in line]
+
+
+def test_a_rehearsal_leaves_alone_what_is_in_maintenance(world: World, run: Run) -> None:
+    world.truths = [HEALTHY]
+    world.answers = {"pgb1": Outcome.changed("done"), "pgb2": Outcome.changed("done")}
+    maintenance.write(str(world.state_dir), "efm", [Maintenance("pgb1", time.time() + 60, 0.0)])
+    _, lines = run("attach", "db2", "s", "--dry-run")
+    told = "\n".join(lines)
+    assert "pgb1 is in maintenance until" in told
+    assert told.count("would Attach") == 1
+
+
+def test_a_follow_up_that_cannot_be_started_is_not_a_success(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads the output of a hook that ends with 0."""
+
+    def start(seconds: float, call: str) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(follow_up, "start", start)
+    world.truths = [HEALTHY]
+    code, lines = run("detach", "db1", "p")
+    assert code == 75
+    assert any("will not be judged again" in line for line in lines)
+
+
+def test_what_another_call_takes_is_not_this_ones_time(world: World, run: Run) -> None:
+    """It gave the lock up while it waited for the promotion, and another call held it until its deadline was over."""
+    world.deadline = 1.0
+    world.truths = [PROMOTING, PROMOTING, FAILED_OVER]
+    others: list[threading.Timer] = []
+
+    def asked() -> None:
+        if not others and len(world.truths) == 1:
+            held = lock.acquire(f"{world.state_dir}/efm.lock", 0)
+            others.append(threading.Timer(1.5, os.close, [held]))
+            others[0].start()
+
+    world.asked = asked
+    code, lines = run("attach", "db2", "p")
+    others[0].join()
+    assert (code, lines[0]) == (0, "attach db2 primary: db2 is the primary (timeline 1)")
+    assert world.given[-1] > 0.3, "the balancers have time"
