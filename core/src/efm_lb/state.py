@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from efm_lb.truth import Node, Truth
 
 __all__ = ["TEMPORARY", "State", "hand_over", "new_call", "put", "remove_abandoned", "replace", "write_all"]
@@ -22,7 +23,6 @@ TEMPORARY = ".efm-lb"
 """How the name of every file ends that is there for a moment only."""
 _MOMENT = 60.0
 """Seconds after which such a file is what a killed process has left: it takes milliseconds to write one."""
-
 
 PATIENCE = 0.5
 """Seconds that a run may be kept waiting for a disk that hangs."""
