@@ -94,6 +94,14 @@ def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
     assert events(watch(17, "Pss", "Wad")) == [(Attach, "db3")]
 
 
+def test_one_that_denied_a_login_in_between_stays_out(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wad")
+    watch(10, "Ps?", "Wad")
+    watch(20, "Pss", "Wad")
+    assert watch(30, "Pss", "Wad").events == ()
+
+
 def test_standbys_that_a_moving_balancer_threw_out_do_not_stay_out(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(5, "xPs", "dWd")

@@ -6,9 +6,10 @@ from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.truth import Reach, Role, Truth
 from efm_lb.views import View
 
-__all__ = ["differences", "disagreement"]
+__all__ = ["GONE", "differences", "disagreement"]
 
-_GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
+GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
+"""It serves nobody. One that is denied or full is up."""
 
 
 def differences(truth: Truth, view: View) -> tuple[Event, ...]:
@@ -35,7 +36,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.state(seen.node).reach in _GONE and seen.attached and (primary or not seen.writes)
+        if truth.state(seen.node).reach in GONE and seen.attached and (primary or not seen.writes)
     ]
     events += [
         Attach(seen.node, truth, origin)
@@ -58,7 +59,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "not known to this balancer"
         elif seen.writes and state.role is Role.STANDBY:
             wrong[node.name] = "gets writes, but is a standby"
-        elif seen.writes and state.reach in _GONE:
+        elif seen.writes and state.reach in GONE:
             wrong[node.name] = "gets writes, but is down"
         elif state.role is Role.PRIMARY and truth.outdated(node):
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
@@ -66,6 +67,6 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is a primary, but gets no writes"
         elif seen.attached is False and state.reach is Reach.ACCEPTING:
             wrong[node.name] = "is up, but detached"
-        elif seen.attached and state.reach in _GONE:
+        elif seen.attached and state.reach in GONE:
             wrong[node.name] = "is down, but attached"
     return wrong

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from efm_lb.configuration import Reconcile
 from efm_lb.events import Detach, Event, Promote
-from efm_lb.reconcile.differences import differences
+from efm_lb.reconcile.differences import GONE, differences
 from efm_lb.truth import Node, Reach, Role, Truth
 from efm_lb.views import View
 
@@ -247,4 +247,4 @@ def _is_hidden(truth: Truth, view: View, node: Node) -> bool:
 
 
 def _gone(truth: Truth) -> Iterable[Node]:
-    return [state.node for state in truth.states if state.reach is not Reach.ACCEPTING]
+    return [state.node for state in truth.states if state.reach in GONE]
