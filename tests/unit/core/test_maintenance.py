@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb.commands.maintenance import seconds_of
+from efm_lb import Balancer, Node
+from efm_lb.commands.maintenance import clear, seconds_of, set_
+from efm_lb.configuration import Configuration, DetachLivePrimary
 from efm_lb.errors import CallError
 from efm_lb.maintenance import Maintenance, in_force, write
 
@@ -33,7 +35,9 @@ def test_no_text_of_a_person_is_taken_for_another_entry(by: str, reason: str) ->
         assert [each.name for each in in_force(directory, "efm", 1500.0)] == ["db2", "pool1"]
 
 
-@pytest.mark.parametrize("content", [b"", b"db2\n", b"db2\tx\ty\tz\tw\n", b"\xff\xfe\n", b"db2\tnan\t0\t\t\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"db2\n", b"db2\tx\ty\tz\tw\n", b"\xff\xfe\n", b"db2\tnan\t0\t\t\n", b"db2\tinf\t0\t\t\n"]
+)
 def test_a_line_that_makes_no_sense_means_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "efm.maintenance").write_bytes(content)
     assert in_force(str(tmp_path), "efm", 1500.0) == ()
@@ -61,3 +65,22 @@ def test_spans_that_make_no_sense(span: str) -> None:
 def test_a_time_that_no_clock_can_show_means_nothing(tmp_path: Path, moment: str) -> None:
     (tmp_path / "efm.maintenance").write_text(f"db1\t{moment}\t0\t\t\ndb2\t9000\t{moment}\t\t\n")
     assert in_force(str(tmp_path), "efm", 1500.0) == ()
+
+
+@pytest.mark.parametrize("name", ["db2", "DB2", "10.0.0.2", "pool1", "POOL1"])
+def test_it_is_cleared_by_any_name_by_which_it_can_be_set(tmp_path: Path, name: str) -> None:
+    configuration = Configuration(
+        "efm",
+        (Node("db2", "10.0.0.2", 5444),),
+        {},
+        1.0,
+        0.5,
+        str(tmp_path),
+        DetachLivePrimary.DEFER,
+        (Balancer("pool1", "fake", {}),),
+        (),
+    )
+    set_(configuration, name, "1h", "")
+    assert len(in_force(str(tmp_path), "efm")) == 1
+    clear(configuration, name)
+    assert in_force(str(tmp_path), "efm") == ()

@@ -40,7 +40,9 @@ def clear(configuration: Configuration, name: str) -> int:
 
     :raises UnknownNodeError: it is not in maintenance
     """
-    others = _others(configuration, name)
+    node = configuration.node(name)
+    names = {name, name.lower(), node.name if node else name}  # as `set_` takes it; or of what is configured no more
+    others = [each for each in _now(configuration) if each.name not in names]
     if len(others) == len(_now(configuration)):
         raise UnknownNodeError(f"{shown(name)} is not in maintenance on this host")
     _write(configuration, others)
