@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from efm_lb.remote.ssh import Destination
+from efm_lb.rehearsal.waiting import wait_until
+from efm_lb.remote.ssh import Destination, Run
 
 
 def options(destination: Destination, alone: bool = False) -> dict[str, str]:
@@ -35,3 +37,24 @@ def test_each_destination_has_a_socket_of_its_own(tmp_path: Path) -> None:
 def test_no_socket_where_others_could_put_theirs(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
     assert not Destination("pgb1", 2, str(tmp_path), "efm.pgb1").shared
+
+
+def test_what_was_ended_leaves_no_zombie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service asks a silent host every few seconds, for days."""
+    fake = tmp_path / "ssh"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    destination = Destination("host", 1.0, str(tmp_path / "none"), "efm.pool1")
+
+    def give_up() -> int:
+        run = Run(destination, alone=True)
+        run.give_up()
+        return run._pid
+
+    def is_left(pid: int) -> bool:
+        return Path(f"/proc/{pid}").exists()
+
+    pids = [give_up() for _ in range(5)]
+    assert wait_until(lambda: give_up() and not any(map(is_left, pids)), timeout=10)
+    os.waitpid(give_up(), 0)

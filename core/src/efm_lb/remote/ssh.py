@@ -45,6 +45,10 @@ _PERMANENT = (
 )
 
 
+_ended: set[int] = set()
+"""Processes that were told to end, and were not waited for."""
+
+
 class NotReady(TemporaryError):
     """The command there has not begun in time; ssh is still at work."""
 
@@ -108,6 +112,7 @@ class Run:
     """
 
     def __init__(self, destination: Destination, alone: bool = False) -> None:
+        _reap()
         self.destination = destination
         self.started = time.monotonic()
         self.was_shared = bool(destination.shared) and not alone and os.path.exists(destination.shared)
@@ -245,6 +250,7 @@ class Run:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() >= limit:
                 os.kill(self._pid, 15)
+                _ended.add(self._pid)
                 return None
             time.sleep(0.002)
 
@@ -275,6 +281,17 @@ class Run:
                 f"{where}: efm-lb there does not know apply{why}: it is older than this one; upgrade it"
             )
         return PermanentError(f"{where}: no answer, exit code {status}{why}")
+
+
+def _reap() -> None:
+    """Forget those that have ended meanwhile: a service would have thousands of them within a day."""
+    for pid in tuple(_ended):
+        try:
+            is_over = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            is_over = True
+        if is_over:
+            _ended.discard(pid)
 
 
 def _line(said: bytes, mark: bytes) -> bytes:
