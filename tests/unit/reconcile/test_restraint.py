@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efm_lb import Attach, Detach, Promote
+from efm_lb import Attach, Detach, NodeState, Promote, Reach, Role, Truth
 from efm_lb.configuration import Reconcile
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from unit.reconcile.test_differences import NODES, truth, view
@@ -234,3 +234,19 @@ def test_two_hosts_that_see_different_things_do_not_undo_each_other_for_ever() -
                 restraint.sent("pool1", True, float(now), [event.node] if is_in else [])
                 changes.append(now)
     assert len(changes) < 15, f"each time it stays out twice as long: {changes}"
+
+
+def test_an_old_primary_gets_no_writes_when_the_newer_one_is_gone() -> None:
+    """Both were seen for a moment, so this host has remembered neither's timeline."""
+    restraint = Restraint(POLICY)
+
+    def look(now: float, states: tuple[NodeState, ...], belief: str) -> Judgement:
+        return restraint.judge("pool1", Sight(Truth(states), dict.fromkeys(NODES, -1000.0)), view(belief), now)
+
+    old = NodeState(DB1, Reach.ACCEPTING, Role.PRIMARY, 1)
+    new = NodeState(DB2, Reach.ACCEPTING, Role.PRIMARY, 2)
+    assert look(0, (old, new), "aW").events == ()
+    for reach in (Reach.NO_RESPONSE, Reach.REFUSED):
+        gone = look(10, (old, NodeState(DB2, reach)), "aW")
+        assert waiting(gone)[0] == "db2 was a primary on timeline 2 when it last answered, db1 is on 1"
+    assert events(look(20, (old, NodeState(DB2, Reach.ACCEPTING, Role.STANDBY, 1)), "aW"))[0] == (Promote, "db1")

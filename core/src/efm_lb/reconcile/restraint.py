@@ -81,6 +81,7 @@ class Restraint:
         self._policy = policy
         self._obeys = obeys
         self._balancers: dict[str, _Memory] = {}
+        self._primaries: dict[Node, int] = {}
 
     def judge(
         self,
@@ -95,6 +96,7 @@ class Restraint:
         :param view: None when it could not be had
         :param in_maintenance: the names of the nodes and balancers that are a person's business now
         """
+        self._remember_primaries(sight.truth)
         memory = self._balancers.setdefault(name, _Memory())
         before, memory.view = memory.view, view
         if view is None:
@@ -158,6 +160,9 @@ class Restraint:
         elsewhere = memory.moved_to
         if isinstance(event, Promote) and elsewhere:
             return f"somebody has moved the writes to {elsewhere.name}, which is silent here", float("inf")
+        newer = self._newer(sight.truth, node) if isinstance(event, Promote) else ""
+        if newer:
+            return newer, float("inf")
         if settled > now:
             return f"{node.name} has just changed: that is for EFM's own call", settled
         if memory.busy_until > now:
@@ -168,6 +173,24 @@ class Restraint:
         if not isinstance(event, Detach) and out and out.role is sight.truth.role(node) and out.until > now:
             return f"{node.name} was taken out while it was up: somebody wants it so", out.until
         return "", now
+
+    def _remember_primaries(self, truth: Truth) -> None:
+        """Keep who was a primary, and on which timeline, until it answers anything else: it may only be restarted."""
+        for state in truth.states:
+            if state.role is Role.PRIMARY and state.timeline is not None:
+                self._primaries[state.node] = state.timeline
+            elif state.role:
+                self._primaries.pop(state.node, None)
+
+    def _newer(self, truth: Truth, node: Node) -> str:
+        """Who was a primary on a newer timeline when it was last heard of; empty when nobody was."""
+        own = truth.state(node).timeline
+        for other, timeline in self._primaries.items():
+            if own is not None and timeline > own:
+                return (
+                    f"{other.name} was a primary on timeline {timeline} when it last answered, {node.name} is on {own}"
+                )
+        return ""
 
     def _notice(self, memory: _Memory, sight: Sight, before: View | None, view: View, now: float) -> None:
         """Keep account of the nodes that were taken out while they were up."""
