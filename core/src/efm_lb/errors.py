@@ -53,7 +53,7 @@ class EfmLbError(Exception):
 
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
-        self.messages: Sequence[str] = [printable(message) for message in messages]
+        self.messages: Sequence[str] = tuple([printable(message) for message in messages])
 
 
 class CallError(EfmLbError):
