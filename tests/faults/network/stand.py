@@ -29,8 +29,9 @@ __all__ = ["BALANCERS", "CONNECT_TIMEOUT", "DEADLINE", "NODES", "Roles", "Servic
 NODES = ("db1", "db2", "db3")
 BALANCERS = ("pool1", "edge1", "pgb1")
 """Each is on a host of its own, which is called the same."""
-DEADLINE = 6
-CONNECT_TIMEOUT = 2
+DEADLINE = 7
+CONNECT_TIMEOUT = 3
+"""ssh has that long, too, on a machine that may be busy."""
 _ADMIN_PORT = 9999
 
 # A server that is told to stop waits for a standby that it cannot reach.

@@ -34,7 +34,7 @@ def listening(hosts: Hosts, name: str) -> Iterator[socket.socket]:
         yield listener
 
 
-def connected(hosts: Hosts, one: str, other: str, timeout: float = 1.5) -> float | str:
+def connected(hosts: Hosts, one: str, other: str, timeout: float = 0.7) -> float | str:
     """The seconds that it took, or what went wrong."""
     began = time.monotonic()
     with hosts[one].inside(), socket.socket() as client:

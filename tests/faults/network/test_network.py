@@ -101,7 +101,8 @@ def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand
         assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
 
 
-@pytest.mark.parametrize("cut_off", [(), pytest.param(("edge1", "client"), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("cut_off", [(), ("edge1", "client")], ids=["alone", "with a balancer"])
 def test_an_isolated_primary_that_efm_stops(stand: Stand, cut_off: tuple[str, ...]) -> None:
     """The old primary is cut off, alone or with a balancer. EFM stops it there, and promotes another one elsewhere."""
     old, new, other = stand.roles
