@@ -1,0 +1,194 @@
+"""A HAProxy: its servers, the file that it comes up with, and its runtime API.
+
+A line of commands is carried out in one go, as HAProxy does when no answer is too long for its buffer. A reload
+takes a while: the new worker has the file as it was when the reload began, and what is told to the old worker
+meanwhile is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from efm_lb_haproxy.config import server_lines
+from efm_lb_haproxy.runtime import Interrupted, Look, Unreachable
+from efm_lb_haproxy.servers import Server
+from efm_lb_haproxy.settings import Endpoint, Reads, Setup
+from faults.model.databases import Cluster, Database
+from faults.model.right import Watch
+from faults.model.simulation import Simulation, Task
+
+__all__ = ["READ", "WRITE", "Haproxy"]
+
+WRITE, READ = "pg_write", "pg_read"
+_MAINT, _BY_CONFIG, _DRAIN = 1, 4, 8
+
+
+class Haproxy:
+    """One HAProxy.
+
+    :ivar servers: by ``proxy/name``
+    :param files: the balancer's host's
+    """
+
+    kind = "haproxy"
+
+    def __init__(
+        self, name: str, simulation: Simulation, cluster: Cluster, watch: Watch, files: dict[str, bytes], reads: Reads
+    ) -> None:
+        self.name = name
+        self.simulation = simulation
+        self.cluster = cluster
+        self.files = files
+        self.reads = reads
+        self._watch = watch
+        self.config = f"/{name}/haproxy.cfg"
+        files[self.config] = self._first_config()
+        self.first_config = files[self.config]
+        self.up = True
+        self.pid = 100
+        self.reloading: Task | None = None
+        self.servers: dict[str, Server] = {}
+        self._load(files[self.config])
+
+    @property
+    def never_reads_primary(self) -> bool:
+        return self.reads is Reads.NEVER
+
+    @property
+    def writers(self) -> list[Database]:
+        return [self._database(server) for server in self.servers.values() if server.proxy == WRITE and server.ready]
+
+    @property
+    def readers(self) -> list[Database]:
+        return [self._database(server) for server in self.servers.values() if server.proxy == READ and server.ready]
+
+    def _database(self, server: Server) -> Database:
+        return next(each for each in self.cluster.all if each.node.host == server.host)
+
+    def _first_config(self) -> bytes:
+        text = ""
+        for proxy in (WRITE, READ):
+            text += f"listen {proxy}\n"
+            for database in self.cluster.all:
+                is_out = (proxy == WRITE) != (database.number == 0)
+                if proxy == READ and database.number == 0:
+                    is_out = self.reads is not Reads.ALWAYS
+                out = " disabled" * is_out
+                text += f"    server n{database.number} {database.node.address}{out}\n"
+        return text.encode()
+
+    def _load(self, content: bytes) -> None:
+        before = self.readers
+        self._watch.touched(self, None)
+        self.servers = {
+            f"{line.proxy}/{line.name}": Server(
+                line.proxy,
+                line.name,
+                line.host,
+                line.port or 0,
+                "-",
+                0 if line.disabled else 2,
+                _MAINT | _BY_CONFIG if line.disabled else 0,
+            )
+            for line in server_lines(content)
+        }
+        self._watch.writers(self)
+        for database in before:
+            if database not in self.readers:
+                self._watch.taken_out(self, database)
+
+    def stop(self) -> None:
+        self.up = False
+        if self.reloading:
+            self.simulation.kill(self.reloading)
+            self.reloading = None
+        self.simulation.say(f"{self.name} is stopped")
+
+    def start(self) -> None:
+        self.up = True
+        self.pid += 1
+        self._load(self.files[self.config])
+        self.simulation.say(f"{self.name} starts: {self.told}")
+
+    @property
+    def told(self) -> str:
+        return ", ".join(f"{path} {server.state}" for path, server in self.servers.items())
+
+    def reload(self) -> None:
+        """Begin a reload."""
+        if not self.up or self.reloading:
+            return
+
+        def work() -> None:
+            content = self.files[self.config]
+            self.simulation.pause(0.06, 0.14)
+            self.pid += 1
+            self.reloading = None
+            self._load(content)
+            self.simulation.say(f"{self.name} reloaded: {self.told}")
+
+        self.simulation.say(f"{self.name} reloads")
+        self.reloading = self.simulation.spawn(work, f"{self.name} reload")
+
+    def setup(self) -> Setup:
+        return Setup(
+            "EFM_LB_BALANCERS__EDGE1__",
+            Endpoint(f"/{self.name}/admin.sock"),
+            2.0,
+            (self.config,),
+            (WRITE,),
+            (READ,),
+            self.reads,
+            "none",
+        )
+
+    def look(self, proxies: Iterable[str], commands: tuple[str, ...]) -> Look:
+        """One request."""
+        simulation = self.simulation
+        simulation.pause(0.0003, 0.005)
+        if not self.up:
+            raise Unreachable("cannot connect")
+        pid = self.pid
+        breaks = bool(commands) and not self.cluster.is_calm and simulation.random.random() < 0.02
+        for command in commands[: simulation.random.randrange(len(commands))] if breaks else commands:
+            self._carry_out(command)
+        if commands:
+            self._watch.writers(self)
+        told = {
+            proxy: tuple([server for server in self.servers.values() if server.proxy == proxy]) for proxy in proxies
+        }
+        simulation.pause(0.0003, 0.005)
+        if not self.up or breaks:
+            raise Interrupted("broke the connection")
+        return Look(pid, False, "2.6", told)
+
+    def carry_out(self, command: str) -> None:
+        """What a person types."""
+        if self.up:
+            self._carry_out(command, by_hand=True)
+
+    def _carry_out(self, command: str, by_hand: bool = False) -> None:
+        self.simulation.say(f"-> {self.name}: {command}")
+        words = command.split()
+        path = words[3] if words[0] == "shutdown" else words[2]
+        server = self.servers[path]
+        database = self._database(server)
+        before = server.ready
+        if words[0] == "shutdown":
+            server = server._replace(sessions=0)
+        elif words[-1] == "ready":
+            server = server._replace(operational=2, admin=server.admin & _BY_CONFIG, sessions=1)
+        elif words[-1] == "up":
+            server = server._replace(operational=2)
+        elif words[-1] == "maint":
+            server = server._replace(operational=0, admin=(server.admin & _BY_CONFIG) | _MAINT)
+        elif words[-1] == "drain":
+            server = server._replace(admin=(server.admin & _BY_CONFIG) | _DRAIN)
+        else:
+            raise AssertionError(command)
+        if server.ready and server.proxy == WRITE and not by_hand:
+            self._watch.gives_writes(self, database)
+        self.servers[path] = server
+        self._watch.touched(self, None if by_hand else self._watch.teller)
+        if before and not server.ready and (server.proxy == READ or database.is_primary):
+            self._watch.taken_out(self, database)

@@ -1,0 +1,655 @@
+"""The hosts that efm-lb runs on: its own hook, follow-up and reconcile, with what is around them simulated."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import efm_lb.lock
+import efm_lb.state
+import efm_lb.watch
+import efm_lb_haproxy.down
+import efm_lb_haproxy.drive
+import efm_lb_haproxy.persist
+import efm_lb_haproxy.validate
+import efm_lb_pgbouncer.drive
+import efm_lb_pgbouncer.entries
+import efm_lb_pgbouncer.guard
+import efm_lb_pgbouncer.hold
+import efm_lb_pgbouncer.mark
+import efm_lb_pgbouncer.pooler
+import efm_lb_pgpool.drive
+import efm_lb_pgpool.members
+from efm_lb import (
+    Balancer,
+    Detach,
+    Event,
+    Node,
+    NodeState,
+    Outcome,
+    Reach,
+    TemporaryError,
+    Truth,
+    View,
+    calls,
+    dispatch,
+    follow_up,
+    hook,
+)
+from efm_lb.configuration import Configuration, DetachLivePrimary, Reconcile
+from efm_lb.decide import Decision
+from efm_lb.errors import EfmLbError
+from efm_lb.outcomes import Result
+from efm_lb.probe import SECOND_LOOK
+from efm_lb.reconcile import rounds, service
+from efm_lb.reconcile.restraint import Sight
+from efm_lb_haproxy.config import server_lines
+from efm_lb_haproxy.servers import Server
+from efm_lb_haproxy.settings import Setup
+from efm_lb_haproxy.view import view_of as haproxy_view
+from efm_lb_pgbouncer.console import Database as Entry
+from efm_lb_pgbouncer.pooler import Pooler
+from efm_lb_pgbouncer.view import view_of as pgbouncer_view
+from efm_lb_pgpool.node_info import Backend
+from efm_lb_pgpool.view import view_of as pgpool_view
+from faults.model.databases import Cluster, Database
+from faults.model.haproxy import WRITE, Haproxy
+from faults.model.pgbouncer import Pgbouncer
+from faults.model.pgpool import Pgpool
+from faults.model.right import Watch
+from faults.model.simulation import Signal, Simulation, Task, Thread, Violation
+
+__all__ = ["Host", "World", "installed"]
+
+AnyBalancer = Pgpool | Haproxy | Pgbouncer
+
+
+class World:
+    """All that is there.
+
+    :ivar files: of the balancers' host, by path
+    """
+
+    def __init__(self, simulation: Simulation, cluster: Cluster, watch: Watch) -> None:
+        self.simulation = simulation
+        self.watch = watch
+        self.cluster = cluster
+        self.files: dict[str, bytes] = {}
+        self.balancers: list[AnyBalancer] = []
+        self.hosts: dict[str, Host] = {}
+        self.locks: dict[str, Task] = {}
+        self.free = Signal()
+        self.marks: dict[str, Task] = {}
+        self.guards: dict[int, list[int]] = {}
+        self.notes: dict[str, str] = {}
+
+    @property
+    def obeys(self) -> bool:
+        """Whether a live primary may be taken out, and stays so for a while."""
+        return any(host.configuration.detach_live_primary is DetachLivePrimary.OBEY for host in self.hosts.values())
+
+    def balancer(self, name: str) -> AnyBalancer:
+        return next(balancer for balancer in self.balancers if balancer.name == name)
+
+
+class Host:
+    """A host that EFM's agent runs on."""
+
+    def __init__(
+        self,
+        name: str,
+        world: World,
+        rhythm: Reconcile,
+        detach_live_primary: DetachLivePrimary,
+        deadline: float,
+        connect_timeout: float,
+    ) -> None:
+        self.name = name
+        self.world = world
+        self.service: Task | None = None
+        self.rounds: rounds.Rounds | None = None
+        self.configuration = Configuration(
+            "efm",
+            world.cluster.nodes,
+            {},
+            deadline,
+            connect_timeout,
+            f"/{name}",
+            detach_live_primary,
+            tuple(
+                sorted(
+                    Balancer(balancer.name, balancer.kind, {"name": balancer.name}, 2.0) for balancer in world.balancers
+                )
+            ),
+            (),
+            rhythm,
+        )
+
+    def call(self, *argv: str) -> Task:
+        """Run a hook."""
+        world = self.world
+        short = f"{self.name} {' '.join(argv[:3])}"
+
+        def run() -> None:
+            world.simulation.say("begins")
+            try:
+                report = hook.run(calls.parse(argv), {"HOST": self.name})
+            except EfmLbError as error:
+                raise Violation(f"{argv}: {error}") from None
+            for outcome in report.outcomes:
+                if outcome.result in (Result.BUG, Result.PERMANENT):
+                    raise Violation(f"{short}: {outcome.balancer}: {outcome.result.value}: {outcome.detail}")
+            done = (Result.CHANGED, Result.UNCHANGED)
+            if not report.exit_code and report.outcomes and all(each.result in done for each in report.outcomes):
+                world.watch.carried_out(self.name, task.began, argv)
+            world.simulation.say(f"ends with {report.exit_code}: {report.decision and report.decision.reason}")
+
+        task = world.simulation.spawn(run, short, host=self)
+        task.argv = list(argv)
+        task.began = int(argv[-1].partition("-")[0], 16) / 1e9 if "--call" in argv else world.simulation.now
+        return task
+
+    def serve(self) -> None:
+        """Run reconcile as a service."""
+        world = self.world
+
+        def run() -> None:
+            vigil = _Vigil(world, self.name, self.configuration.connect_timeout)
+            self.rounds = rounds.Rounds(self.configuration, vigil)  # type: ignore[arg-type]
+            service._watch(self.configuration, service.Arguments(), {}, vigil, self.rounds)  # type: ignore[arg-type]
+
+        self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
+
+
+class _Vigil:
+    """As `efm_lb.reconcile.vigil.Vigil`: each node is asked twice a second, and some time after it has changed."""
+
+    POLL = 0.5
+
+    def __init__(self, world: World, host: str, timeout: float) -> None:
+        self._world = world
+        self._host = host
+        self._timeout = timeout
+        self._news = Signal()
+        self._changes = self._seen = 0
+        self._states: dict[Node, tuple[NodeState, float]] = {}
+        for database in world.cluster.all:
+            simulation = world.simulation
+            simulation.spawn(
+                functools.partial(self._follow, database), f"{host} vigil {database}", process=simulation.current
+            )
+
+    def _follow(self, database: Database) -> None:
+        world = self._world
+        simulation = world.simulation
+        while True:
+            state = world.cluster.answer(self._host, database)
+            if state.reach is Reach.NO_RESPONSE:
+                simulation.sleep(self._timeout)
+            self._take(database, state)
+            while world.cluster.answer(self._host, database)[1:4] == state[1:4]:
+                simulation.wait(float("inf"), world.cluster.changed)
+            simulation.pause(0.0, self.POLL)
+
+    def _take(self, database: Database, state: NodeState) -> None:
+        now = self._world.simulation.now
+        last = self._states.get(database.node)
+        is_new = last is None or last[0][1:4] != state[1:4]
+        self._states[database.node] = state, now if is_new or last is None else last[1]
+        self._changes += is_new
+        if is_new:
+            self._world.simulation.notify(self._news)
+
+    def sight(self, newest: int) -> Sight:
+        world = self._world
+        while len(self._states) < len(world.cluster.all):
+            world.simulation.wait(float("inf"), self._news)
+        self._seen = self._changes
+        states, since = [], {}
+        for database in world.cluster.all:
+            state, since[database.node] = self._states[database.node]
+            now = world.cluster.answer(self._host, database)
+            states.append(now if now[1:4] == state[1:4] else state)
+        return Sight(Truth(tuple(states), newest), since)
+
+    def refresh(self, seconds: float) -> None:
+        world = self._world
+        world.simulation.pause(0.001, 0.01)
+        silent = False
+        for database in world.cluster.all:
+            state = world.cluster.answer(self._host, database)
+            silent = silent or state.reach is Reach.NO_RESPONSE
+            if state.reach is not Reach.NO_RESPONSE:
+                self._take(database, state)
+        if silent:
+            world.simulation.sleep(seconds)
+
+    def wait(self, until: float) -> None:
+        simulation = self._world.simulation
+        while self._changes == self._seen and simulation.now < until:
+            simulation.wait(until, self._news)
+
+
+class _Answers:
+    def __init__(
+        self, world: World, host: str, nodes: tuple[Node, ...], timeout: float, silent: dict[Node, float]
+    ) -> None:
+        self._world = world
+        self._silent = silent
+        self._host = host
+        self._nodes = nodes
+        self._began = world.simulation.now
+        self._timeout = timeout
+
+    def truth(self) -> Truth:
+        """Each node answers at a moment of its own; the answers are complete when the last one is there."""
+        simulation, cluster = self._world.simulation, self._world.cluster
+        moments = sorted((simulation.random.random() ** 3 * 0.05, node) for node in self._nodes)
+        states: dict[Node, NodeState] = {}
+        until = simulation.now
+        for moment, node in moments:
+            simulation.wait(max(self._began + moment, simulation.now))
+            states[node] = cluster.answer(self._host, cluster.of(node))
+            if states[node].reach is Reach.NO_RESPONSE:
+                since = self._silent.setdefault(node, self._began)
+                second = self._began + min(SECOND_LOOK, self._timeout)
+                until = max(until, second, min(since, self._began) + self._timeout)
+            else:
+                self._silent.pop(node, None)
+        if until > simulation.now:
+            simulation.wait(until)
+        return Truth(tuple([states[node] for node in self._nodes]))
+
+
+class _Probe:
+    def __init__(self, keywords: Mapping[str, str], timeout: float, begun: object = None) -> None:
+        task = _world.simulation.current
+        assert task
+        self._host: str = task.host.name
+        self._timeout = timeout
+        self._silent: dict[Node, float] = {}
+
+    def ask(self, nodes: tuple[Node, ...], timeout: float | None = None) -> _Answers:
+        return _Answers(_world, self._host, nodes, min(self._timeout, timeout or self._timeout), self._silent)
+
+    def truth(self, nodes: tuple[Node, ...], timeout: float | None = None) -> Truth:
+        return self.ask(nodes, timeout).truth()
+
+    def start_over(self) -> None:
+        return
+
+
+class _Journal:
+    failure = ""
+
+    def __init__(self, path: str, call: str) -> None:
+        return
+
+    def record(self, what: str, **fields: Any) -> None:
+        if what == "decision" and _world.simulation.trace is not None:
+            truth = fields["truth"] and {
+                each.node.name: (each.role or each.reach).value for each in fields["truth"].states
+            }
+            _world.simulation.say(f"{fields['decision'].verdict.value}: {fields['decision'].reason} {truth}")
+        elif what == "outcome" and "outcomes" in fields and _world.simulation.trace is not None:
+            said = {each.balancer: f"{each.result.value}: {each.detail}" for each in fields["outcomes"]}
+            _world.simulation.say(f"outcome {fields['exit_code']}: {said}")
+
+    def settle(self, patience: float) -> None:
+        return
+
+
+class _Journals:
+    """The module `efm_lb.journal`; records are told, not written."""
+
+    Journal = _Journal
+    AT_LAST = BEFORE_ACTING = 0.0
+
+    @staticmethod
+    def decided(decision: Decision, truth: Truth | None) -> dict[str, object]:
+        return {"decision": decision, "truth": truth}
+
+    @staticmethod
+    def outcomes_of(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        return outcomes
+
+
+class _Time:
+    """The module `time`."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return _world.simulation.now
+
+    time = monotonic
+
+    @staticmethod
+    def time_ns() -> int:
+        return int(_world.simulation.now * 1e9)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        _world.simulation.sleep(seconds)
+
+
+class _Threading:
+    Thread = Thread
+
+
+class _Os:
+    """The module `os`, as far as the lock is closed with it."""
+
+    environ: Mapping[str, str] = {}
+
+    @staticmethod
+    def getpid() -> int:
+        return 1
+
+    @staticmethod
+    def close(descriptor: int) -> None:
+        simulation = _world.simulation
+        task = simulation.current
+        for path, holder in list(_world.locks.items()):
+            if task and holder is task.process:
+                del _world.locks[path]
+                simulation.notify(_world.free)
+
+
+def _acquire(path: str, patience: float) -> int:
+    simulation = _world.simulation
+    task = simulation.current
+    assert task
+    until = simulation.now + patience
+    while True:
+        holder = _world.locks.get(path)
+        if holder is None or holder.done:
+            _world.locks[path] = task.process
+            task.process.judged = simulation.now
+            return 7
+        if simulation.now >= until:
+            raise TimeoutError(f"another call holds {path}")
+        simulation.wait(until, _world.free, holder.ended)
+
+
+def _wait_for_primary(nodes: list[Node], keywords: object, timeout: float, until: float) -> bool:
+    simulation, cluster = _world.simulation, _world.cluster
+    task = simulation.current
+    assert task
+    watched = [database for database in cluster.all if database.node in nodes]
+    while True:
+        if any(database.is_primary and (task.host.name, database) not in cluster.cut for database in watched):
+            simulation.pause(0.001, 0.03)
+            return True
+        if simulation.now >= until:
+            return False
+        simulation.wait(until, cluster.changed)
+
+
+def _start_follow_up(seconds: float, call: str) -> None:
+    task = _world.simulation.current
+    assert task
+    host: Host = task.host
+    host.call(*task.process.argv, "--follow-up", f"{seconds:g}", "--call", call)
+
+
+def _settings_of(cluster: str, env_file: str | None, environ: Mapping[str, str]) -> tuple[Configuration, str]:
+    return _world.hosts[environ["HOST"]].configuration, ""
+
+
+def _read_file(path: str) -> bytes:
+    return _world.files[path]
+
+
+def _replace_file(path: str, expected: bytes, content: bytes) -> None:
+    simulation = _world.simulation
+    simulation.pause(0.0005, 0.01)
+    if _world.files[path] != expected:
+        raise TemporaryError(f"{path} was changed by somebody else meanwhile")
+    simulation.say(f"writes {path}")
+    balancer = next(each for each in _world.balancers if getattr(each, "config", None) == path)
+    if isinstance(balancer, Haproxy):
+        before_, after_ = (_enabled(text) for text in (expected, content))
+        for name in after_ - before_:
+            _world.watch.gives_writes(
+                balancer, _world.cluster.of(next(each for each in _world.cluster.nodes if each.host == name))
+            )
+        _world.watch.in_file(balancer, sorted(after_))
+    elif isinstance(balancer, Pgbouncer):
+        before, after = balancer.in_file(expected), balancer.in_file(content)
+        for name in after:
+            is_put_back = after[name] == balancer.entries[name].location  # it says what is so already
+            if name in balancer.pooler().write and after[name] != before[name] and not is_put_back:
+                for host in after[name].hosts:
+                    node = next(node for node in _world.cluster.nodes if node.host == host)
+                    _world.watch.gives_writes(balancer, _world.cluster.of(node))
+    _world.files[path] = content
+
+
+def _enabled(content: bytes) -> set[str]:
+    """The hosts that a HAProxy gives writes to when it starts with this file."""
+    return {line.host for line in server_lines(content) if line.proxy == WRITE and not line.disabled}
+
+
+class _Way:
+    """How a dispatcher reaches one balancer: its adapter's own work."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def hook(self, name: str, deadline: float) -> Callable[..., Any]:
+        return functools.partial(getattr(self, name), _world.balancer(self._name))
+
+    def __str__(self) -> str:
+        return self._name
+
+    def _drive(self, model: AnyBalancer, event: Event, balancer: Balancer, deadline: float) -> Outcome:
+        task = _world.simulation.current
+        assert task
+        task.event = event
+        began = _world.simulation.now
+        argv = task.process.argv
+        _world.watch.sends(model, event, task.process.began, argv)
+        if isinstance(model, Pgpool):
+            outcome = efm_lb_pgpool.drive.drive(event, model.members(), deadline)
+        elif isinstance(model, Haproxy):
+            outcome = efm_lb_haproxy.drive.drive(event, model.setup(), deadline)
+        else:
+            outcome = efm_lb_pgbouncer.drive.drive(event, model.pooler(), deadline)
+        _world.watch.reported(model, event, outcome.result, began)
+        return outcome
+
+    efm_lb_attach = efm_lb_detach = efm_lb_promote = _drive
+
+    def efm_lb_hold(self, model: AnyBalancer, event: Detach, balancer: Balancer, deadline: float) -> Outcome | None:
+        if not isinstance(model, Pgbouncer):
+            return None
+        return efm_lb_pgbouncer.hold.hold(event, model.pooler(), deadline)
+
+    def efm_lb_view(self, model: AnyBalancer, nodes: tuple[Node, ...], balancer: Balancer, deadline: float) -> View:
+        if isinstance(model, Pgpool):
+            return _pgpool_view(nodes, model.members().nodes(deadline).backends)
+        if isinstance(model, Haproxy):
+            setup = model.setup()
+            return _haproxy_view(nodes, setup, tuple(model.look(setup.proxies, ()).proxies.items()))
+        pooler = model.pooler()
+        databases = pooler.consoles[0].session(deadline).databases(deadline)
+        return _pgbouncer_view(nodes, pooler.write, pooler.read, tuple(databases.items()), pooler.is_abandoned())
+
+
+# The adapters' views are pure, and nearly always of the same.
+
+
+@functools.lru_cache(1000)
+def _pgpool_view(nodes: tuple[Node, ...], backends: tuple[Backend, ...]) -> View:
+    return pgpool_view(nodes, backends, {})
+
+
+@functools.lru_cache(1000)
+def _haproxy_view(nodes: tuple[Node, ...], setup: Setup, proxies: tuple[tuple[str, tuple[Server, ...]], ...]) -> View:
+    return haproxy_view(nodes, setup, dict(proxies))
+
+
+@functools.lru_cache(1000)
+def _pgbouncer_view(
+    nodes: tuple[Node, ...],
+    write: tuple[str, ...],
+    read: tuple[str, ...],
+    databases: tuple[tuple[str, Entry], ...],
+    abandoned: bool,
+) -> View:
+    pooler = Pooler((), "", write, read, "never", 0.0, 0.0, 0.0)
+    return pgbouncer_view(nodes, pooler, [dict(databases)], [], abandoned)
+
+
+def _dispatcher(configuration: Configuration, call: str = "") -> dispatch.Dispatcher:
+    dispatcher: Any = object.__new__(dispatch.Dispatcher)
+    dispatcher._balancers = configuration.balancers
+    dispatcher._running = {}
+    dispatcher._ways = {balancer.name: _Way(balancer.name) for balancer in configuration.balancers}
+    dispatcher.connect = lambda: None
+    result: dispatch.Dispatcher = dispatcher
+    return result
+
+
+class _Runtime:
+    def __init__(self, endpoint: Any, connect_timeout: float, tls: object = None) -> None:
+        self.endpoint = endpoint
+
+    def look(self, proxies: tuple[str, ...], deadline: float, commands: tuple[str, ...] = ()) -> Any:
+        name = self.endpoint.host.split("/")[1]
+        model = _world.balancer(name)
+        assert isinstance(model, Haproxy)
+        return model.look(proxies, commands)
+
+
+def _is_reloading(pid: int) -> bool:
+    model = next(each for each in _world.balancers if isinstance(each, Haproxy))
+    return model.reloading is not None and model.pid == pid
+
+
+def _guard(consoles: Any, names: Any, hold: float, mark: str, limit: float) -> int:
+    """The process that lets clients go: its own code."""
+    simulation = _world.simulation
+    guard = efm_lb_pgbouncer.guard
+    task = simulation.current
+    assert task
+    told: list[int] = []
+    pid = 1000 + len(_world.guards)
+    _world.guards[pid] = told
+    watched = [guard._Watched(console, names) for console in consoles]
+    until = simulation.now + hold
+    try:
+        for each in watched:
+            each.look(until)
+    except TemporaryError as error:
+        raise guard.NotGuarded(str(error)) from None
+
+    def work() -> None:
+        free = guard._are_over(watched, until, told) or guard._let_go(watched)
+        if free and _world.marks.get(mark) is me:
+            del _world.marks[mark]
+
+    me = simulation.spawn(work, f"{task.host.name} guard {pid}", host=task.host)
+    _world.marks[mark] = me
+    return pid
+
+
+def _kill(pid: int, number: int) -> None:
+    _world.guards[pid].append(number)
+
+
+def _is_abandoned(path: str) -> bool:
+    mark = _world.marks.get(path)
+    return mark is not None and mark.done
+
+
+def _state_read(state: Any, path: str) -> str:
+    return _world.notes.get(path, "")
+
+
+def _state_write(state: Any, path: str, text: str) -> None:
+    _world.notes[path] = text
+
+
+_world: World
+
+
+def use(world: World) -> None:
+    """Make a world the one that efm-lb's code is in."""
+    global _world
+    _world = world
+    Thread.simulation = world.simulation
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Have efm-lb's code run on simulated time."""
+    cached = functools.lru_cache(1000)
+    time = _Time()
+    pooler: Any = efm_lb_pgbouncer.pooler
+    persist = efm_lb_haproxy.persist
+    changes: list[tuple[Any, str, Any]] = [
+        *[(module, "time", time) for module in (hook, follow_up, dispatch, rounds, service, efm_lb.state)],
+        *[
+            (module, name, value)
+            for module in (
+                efm_lb_pgpool.drive,
+                efm_lb_pgpool.members,
+                efm_lb_haproxy.drive,
+                efm_lb_pgbouncer.drive,
+                efm_lb_pgbouncer.guard,
+                efm_lb_pgbouncer.hold,
+            )
+            for name, value in (("monotonic", time.monotonic), ("sleep", time.sleep))
+            if hasattr(module, name)
+        ],
+        (dispatch, "threading", _Threading),
+        (hook, "os", _Os),
+        (rounds, "os", _Os),
+        (hook, "settings_of", _settings_of),
+        (hook, "Probe", _Probe),
+        (hook, "journals", _Journals),
+        (hook, "in_force", lambda *_: ()),
+        (hook, "_dispatcher", _dispatcher),
+        (hook, "POLL", 0.2),
+        (rounds, "Journal", _Journal),
+        (rounds, "decided", _Journals.decided),
+        (rounds, "outcomes_of", _Journals.outcomes_of),
+        (rounds, "in_force", lambda *_: ()),
+        (rounds, "Dispatcher", _dispatcher),
+        (service, "_is_fresh", lambda *_: True),
+        (service, "_say", lambda line: _world.simulation.say(line)),
+        (efm_lb.lock, "acquire", _acquire),
+        (efm_lb.watch, "wait_for_primary", _wait_for_primary),
+        (follow_up, "start", _start_follow_up),
+        (efm_lb.state.State, "_read", _state_read),
+        (efm_lb.state.State, "_write", _state_write),
+        (efm_lb_haproxy.drive, "Runtime", _Runtime),
+        (efm_lb_haproxy.drive, "is_reloading", _is_reloading),
+        (persist, "read", lambda config: {path: _world.files[path] for path in config}),
+        (persist, "replace_file", _replace_file),
+        (persist, "server_lines", cached(persist.server_lines)),
+        (efm_lb_haproxy.down, "read", lambda config: {path: _world.files[path] for path in config}),
+        (efm_lb_haproxy.down, "server_lines", cached(server_lines)),
+        (efm_lb_haproxy.validate, "validate", lambda *_: ""),
+        (efm_lb_pgbouncer.drive, "replace_file", _replace_file),
+        (efm_lb_pgbouncer.drive, "getpid", lambda: _world.simulation.current.process.pid),  # type: ignore[union-attr]
+        (efm_lb_pgbouncer.guard, "start", _guard),
+        (efm_lb_pgbouncer.hold, "start", _guard),
+        (efm_lb_pgbouncer.hold, "kill", _kill),
+        (Node, "is_at", cached(Node.is_at)),
+        (pooler, "read_file", _read_file),
+        (pooler, "parse", cached(pooler.parse)),
+        (pooler.Pooler, "is_abandoned", lambda self: _is_abandoned(self.mark)),
+        (efm_lb_pgbouncer.mark, "remove", lambda path: _world.marks.pop(path, None)),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)

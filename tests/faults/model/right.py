@@ -1,0 +1,276 @@
+"""What must never be, checked at every step; and what must be when all is over, judged without efm-lb's own code.
+
+**Never two ready writers.** After every request to a HAProxy at most one server of the proxy for writes is ready;
+after every RELOAD of a PgBouncer its entries for writes lead to one node. (A pgpool has one primary.)
+
+**Never writes to a node in recovery.** Telling a balancer to give writes to a node is: pcp_promote_node; a server of
+the proxy for writes made ready; an entry for writes written to the file, or loaded from it. Whoever tells it has
+asked the node itself before, for this event, and the node was then out of recovery, and the only such node that
+answered. The node may go into recovery between that answer and the command: so the answer must not be older than a
+hook's deadline. Nor may writes be given to a primary on an older timeline than any that was answered with it, or that
+the host had seen before.
+
+**Nothing that is not its business**: an attach whose TYPE is standby gives no writes; with two primaries in sight only
+a detach is sent; reconcile sends nothing when it sees two primaries, or reaches half of three nodes or less; a call
+does not undo a newer one of the same host, about the same node, that was carried out before it was judged.
+
+**What is reported is so**: when an adapter says changed or unchanged, its balancer is as the event wants it, unless
+somebody else has told it something meanwhile, or in the second before.
+
+**No pgpool is made to hang**: to search for its primary while a node is attached that did not answer.
+
+**Everything right in the end**: see `wrong`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from efm_lb import Attach, Detach, Event, Origin, Promote, Result
+from efm_lb.configuration import Reconcile
+from efm_lb.truth import Reach, Role, Truth
+from faults.model.databases import Cluster, Database, Life
+from faults.model.simulation import Simulation, Task, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Watch", "wrong"]
+
+
+class _Balancer(Protocol):
+    kind: str
+    name: str
+
+    @property
+    def never_reads_primary(self) -> bool: ...
+
+    @property
+    def writers(self) -> Sequence[Database]: ...
+
+    @property
+    def readers(self) -> Sequence[Database]: ...
+
+
+class Watch:
+    """Looks on.
+
+    :ivar out: when each node was taken out of a balancer while it was up, by balancer
+    :param policy: of reconcile
+    :param oldest: seconds that an answer may be old when it is acted on
+    """
+
+    def __init__(self, simulation: Simulation, cluster: Cluster, policy: Reconcile, oldest: float) -> None:
+        self._simulation = simulation
+        self._cluster = cluster
+        self._policy = policy
+        self._oldest = oldest
+        self.out: dict[tuple[str, Database], list[float]] = {}
+        self._done: dict[tuple[str, str], list[tuple[float, bool, float]]] = {}
+        self._seen: dict[str, int] = {}
+        self._on_purpose: dict[tuple[str, Database], float] = {}
+        self._touches: dict[str, list[tuple[float, Task | None]]] = {}
+        self.counts: dict[str, int] = {}
+
+    def _never(self, what: str) -> None:
+        task = self._simulation.current
+        violation = Violation(f"{what} ({task.name if task else ''})")
+        self._simulation.error = self._simulation.error or violation  # efm-lb guards itself against its adapters
+        raise violation
+
+    def sends(self, balancer: _Balancer, event: Event, began: float, argv: Sequence[str]) -> None:
+        """An event goes to a balancer.
+
+        :param began: when the call was made
+        :param argv: the call; nothing for reconcile
+        """
+        truth = event.truth
+        primaries = [state.node.name for state in truth.states if state.role is Role.PRIMARY]
+        task = self._simulation.current
+        assert task
+        if len(primaries) > 1 and (not isinstance(event, Detach) or event.origin is Origin.RECONCILE):
+            self._never(f"{event.node.name}: {type(event).__name__} with two primaries in sight")
+        silent = sum(state.reach is Reach.NO_RESPONSE for state in truth.states)
+        if event.origin is Origin.RECONCILE and len(truth.states) > 2 and 2 * silent >= len(truth.states):
+            self._never("reconcile acts on a host that reaches half of the nodes or less")
+        if argv[:1] == ["attach"] and argv[2:3] in (["s"], ["standby"]) and isinstance(event, Promote):
+            self._never(f"{' '.join(argv[:3])} moves writes")
+        if event.origin is Origin.RECONCILE and isinstance(event, Attach):
+            self._demand_no_undoing(balancer, self._cluster.of(event.node))
+        if len(primaries) == 1:
+            timeline = max(state.timeline or 0 for state in truth.states if state.role is Role.PRIMARY)
+            self._seen[task.host.name] = max(self._seen.get(task.host.name, 0), timeline)
+        wanted = argv[:1] != ["detach"]
+        if argv:
+            done = [each for each in self._done.get((task.host.name, argv[1]), ()) if each[2] <= task.process.judged]
+            newest, newest_wanted, _ = max(done, default=(0.0, wanted, 0.0))
+            if newest > began and newest_wanted != wanted:
+                self._never(f"{' '.join(argv[:3])} undoes a newer call that was carried out before")
+
+    def _demand_no_undoing(self, balancer: _Balancer, database: Database) -> None:
+        """Reconcile attaches what somebody has taken out on purpose: not before `hold` seconds are over.
+
+        Only where nothing else can have led it to believe otherwise: before and after that detach nothing else happened
+        to the balancer or to the node, and every host has always reached it.
+        """
+        at = self._on_purpose.get((balancer.name, database))
+        if at is None or self._simulation.now >= at + self._policy.hold or self._cluster.was_cut:
+            return
+        look = self._policy.period + 2.0
+        others = [touch for touch, _ in self._touches[balancer.name] if touch != at and touch > at - look]
+        changes = [change for change, _ in database.running if change > at - look]
+        if not others and not changes:
+            self._never(f"{balancer.name}: reconcile attaches {database}, which was taken out on purpose")
+
+    def carried_out(self, host: str, began: float, argv: Sequence[str]) -> None:
+        """A call of EFM's has done all that it wanted."""
+        done = self._done.setdefault((host, argv[1]), [])
+        done.append((began, argv[0] != "detach", self._simulation.now))
+
+    def touched(self, balancer: _Balancer, teller: Task | None) -> None:
+        """A balancer has done something that it was told, or was restarted (by nobody)."""
+        self._touches.setdefault(balancer.name, []).append((self._simulation.now, teller))
+
+    @property
+    def teller(self) -> Task | None:
+        task = self._simulation.current
+        return task.process if task and task.event else None
+
+    def reported(self, balancer: _Balancer, event: Event, result: Result, began: float) -> None:
+        """An adapter has said what came of an event that it got at ``began``."""
+        if result not in (Result.CHANGED, Result.UNCHANGED):
+            return
+        me = self.teller
+        for at, teller in reversed(self._touches.get(balancer.name, ())):
+            if at < began - 1.0:
+                break
+            if teller is not me:
+                return
+        node = self._cluster.of(event.node)
+        if isinstance(event, Promote):
+            is_so = balancer.writers == [node]
+        elif isinstance(event, Attach):
+            is_so = True
+        else:
+            # An entry of PgBouncer's cannot be empty.
+            is_alone = balancer.kind == "pgbouncer" and list(balancer.readers) == [node]
+            is_primary = event.truth.primary == event.node
+            may_stay = is_alone and (balancer.never_reads_primary or not event.truth.primary)
+            is_so = node not in balancer.readers or may_stay or (balancer.kind == "pgbouncer" and is_primary)
+        if isinstance(event, Attach) and event.truth.role(event.node) is Role.STANDBY:
+            is_so = node in balancer.readers
+        if not is_so:
+            self._never(f"{balancer.name} is not as it was reported after {type(event).__name__} {node}")
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def writers(self, balancer: _Balancer) -> None:
+        """A balancer was told something."""
+        writers = balancer.writers
+        if len(writers) > 1:
+            names = " and ".join(map(str, writers))
+            self._never(f"{balancer.name} has two ready writers: {names}")
+
+    def in_file(self, balancer: _Balancer, hosts: Sequence[str]) -> None:
+        """A file is written in which a balancer gives writes to these."""
+        if len(hosts) > 1:
+            self._never(f"{balancer.name} has two ready writers in its file: {' and '.join(hosts)}")
+
+    def is_told(self, balancer: _Balancer) -> bool:
+        """Whether it is efm-lb that tells a balancer something."""
+        task = self._simulation.current
+        return bool(task and task.event)
+
+    def gives_writes(self, balancer: _Balancer, database: Database, by_file: bool = False) -> None:
+        """A balancer is told to give writes to a node.
+
+        :param by_file: because that is what its file says
+        """
+        task = self._simulation.current
+        assert task
+        assert task.event, "nobody tells it"
+        truth: Truth = task.event.truth
+        self.count("told to give writes")
+        state = truth.state(database.node)
+        what = f"{balancer.name} is told to give writes to {database}"
+        if state.role is Role.STANDBY:
+            self._never(f"{what}, which was in recovery when it was asked")
+        if by_file and state.reach is not Reach.ACCEPTING:
+            return
+        if state.role is not Role.PRIMARY:
+            self._never(f"{what}, which had not answered")
+        if any(other.role is Role.PRIMARY and other.node != state.node for other in truth.states):
+            self._never(f"{what}, one of two that were out of recovery")
+        age = self._simulation.now - state.seconds
+        if age > self._oldest:
+            self._never(f"{what}, which was asked {age:.1f} s ago")
+        newest = max(*(other.timeline or 0 for other in truth.states), self._seen.get(task.host.name, 0))
+        if state.timeline is not None and newest > state.timeline:
+            self._never(f"{what} on timeline {state.timeline}, and timeline {newest} was seen")
+        if database.in_recovery:
+            self.count("told to give writes to a node that went into recovery since it was asked")
+
+    def makes_search(self, balancer: _Balancer, told: Database, attached: Sequence[Database]) -> None:
+        """A pgpool is told something about a node that makes it search for its primary, and asks all that is attached.
+
+        Two silent nodes have to be detached one after the other.
+        """
+        task = self._simulation.current
+        assert task
+        assert task.event, "nobody tells it"
+        silent = [each for each in attached if task.event.truth.state(each.node).reach is Reach.NO_RESPONSE]
+        if silent and told not in silent:
+            self._never(f"{balancer.name} is made to search while {silent[0]}, which is silent, is attached: it hangs")
+
+    def taken_out(self, balancer: _Balancer, database: Database) -> None:
+        """A node is out of a balancer's rotation for reads."""
+        self.out.setdefault((balancer.name, database), []).append(self._simulation.now)
+        task = self._simulation.current
+        event = task.event if task else None
+        self._on_purpose.pop((balancer.name, database), None)
+        if isinstance(event, Detach) and event.node == database.node and event.origin is Origin.HOOK:
+            self._on_purpose[balancer.name, database] = self._simulation.now
+
+    def excuses(self, balancer: _Balancer, database: Database, work: float) -> float:
+        """Until when a standby that is up may stay out.
+
+        ``hold`` seconds after it was taken out while it was up, as far as somebody who looks once in a period can
+        tell; twice as long each further time.
+        """
+        until, seconds = 0.0, self._policy.hold
+        for at in self.out.get((balancer.name, database), ()):
+            if database.served_between(at - self._policy.period, at + self._policy.period + work):
+                until = max(until, at + seconds)
+                seconds *= 2
+        return until
+
+
+def wrong(cluster: Cluster, balancer: object) -> dict[str, list[Database]]:
+    """What is wrong with a balancer, by what it is, in words, and the nodes that it is about.
+
+    Right is: writes go to the writable node and to no other; every standby that is up serves reads; nothing leads to
+    a node that is down, as far as the balancer can do without; nobody waits for ever; the file says the same.
+    """
+    kind = balancer.kind  # type: ignore[attr-defined]
+    found: dict[str, list[Database]] = {}
+    if not balancer.up:  # type: ignore[attr-defined]
+        return {}
+    primary = cluster.writable
+    writers = balancer.writers  # type: ignore[attr-defined]
+    if writers != [primary]:
+        found[f"writes go to {', '.join(map(str, writers)) or 'nobody'}, not to {primary}"] = [primary]
+    readers = balancer.readers  # type: ignore[attr-defined]
+    out = [each for each in cluster.standbys if each not in readers]
+    if out:
+        found["a standby is out"] = out
+    down = [each for each in cluster.all if each.life in (Life.STOPPED, Life.SILENT) and each in readers]
+    if down and (kind != "pgbouncer" or any(each.serves for each in readers)):
+        found["a node that is down is in rotation"] = down
+    if not any(each.serves for each in readers) and not balancer.never_reads_primary:  # type: ignore[attr-defined]
+        found["nobody serves reads"] = [primary]
+    if kind == "pgbouncer":
+        paused = [name for name, entry in balancer.entries.items() if entry.paused]  # type: ignore[attr-defined]
+        if paused:
+            found[f"{', '.join(paused)} is paused"] = [primary]
+    return found
