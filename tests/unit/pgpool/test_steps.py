@@ -215,6 +215,8 @@ def test_detach_of_the_primary_ends_with_the_new_one_found():
         ("sP-", "d u+ u", "Defer"),
         ("sP-", "d u+ d", "attach 0"),
         ("Pss", "d+ u u", "attach 0"),
+        ("Ps-", "d+ u u", "Defer"),  # it would hang, and no clearing of the way is an attach's business
+        ("Ps-", "d+ u d", "attach 0"),
         ("Pss", "d u u", "Defer"),
         ("Pss", "d u+ u", "Defer"),
     ],

@@ -392,9 +392,12 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...], memor
         return Fail(f"{_names(truth.primaries)} are both writable: an attach would make pgpool choose one by its id")
     if truth.primary is None:
         return _hold(f"no primary is proven, and attaching node {target} would block pgpool until one is")
+    silent = _silent(truth, backends, target)
     if role is Role.PRIMARY:
-        if primary and primary.id == target.id:
+        if primary and primary.id == target.id and not silent:
             return Command("attach", target)
+        if primary and primary.id == target.id:
+            return _hold(_hangs(silent))
         return _hold(f"{event.node.address} is the primary: attaching it would move writes, which is for a promote")
     successor = backend_of(truth.primary, backends)
     if primary and not primary.attached and successor and successor.attached:
@@ -402,10 +405,13 @@ def _attach(event: Attach, target: Backend, backends: tuple[Backend, ...], memor
     if successor is None or not successor.attached or not successor.is_primary:
         belief = f"node {primary}" if primary else "no node"
         return _hold(f"pgpool takes {belief} for the primary, which is {truth.primary.address}: promote it first")
-    silent = _silent(truth, backends, target)
     if silent:
-        return _hold(f"node {silent[0]} is attached and silent: pgpool would wait for it without end")
+        return _hold(_hangs(silent))
     return Command("attach", target)
+
+
+def _hangs(silent: list[Backend]) -> str:
+    return f"node {silent[0]} is attached and silent: pgpool would wait for it without end"
 
 
 def _stray_writes(truth: Truth, primary: Backend | None) -> str:
