@@ -327,6 +327,21 @@ def test_a_file_that_others_write_without_end_is_no_failure_for_good(fake, confi
         send(fake, PROMOTE)
 
 
+def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, config):
+    """The other one has asked the databases later, or knows better: this one does not know."""
+    other = MOVED.replace("app = host=10.0.0.2", "app = host=10.0.0.3")
+
+    def write(fake, connection, answer):
+        config.write_text(other)
+        fake._load()
+        connection.sendall(answer.encoded())
+
+    fake.instead["RELOAD"] = [write]
+    with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
+        send(fake, PROMOTE)
+    assert config.read_text() == other
+
+
 def test_what_another_event_lifts_at_the_same_time_is_not_taken_for_a_failed_reload(fake):
     def lift(fake, connection, answer):
         fake.retry = "0.000999"

@@ -66,7 +66,8 @@ def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
             settled = in_parallel(
                 [_settler(console, session, pooler, wanted, abandoned, give_up) for console, session in logins]
             )
-            if tries == 1 or not any(isinstance(outcome, _Overtaken) for outcome in settled):
+            is_overtaken = any(isinstance(outcome, _Overtaken) for outcome in settled)
+            if tries == 1 or not is_overtaken or _are_moved(wanted, pooler):
                 break
             logins = [(console, None) for console, _ in sessions]
     finally:
@@ -249,6 +250,12 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
             continue
         return wanted, [f"{name} -> {location}" for name, location in changed.items()]
     raise AssertionError("unreachable")
+
+
+def _are_moved(wanted: Targets, pooler: Pooler) -> bool:
+    """Whether somebody else has sent the writes elsewhere since: whoever asked later than this event did knows better."""
+    locations = pooler.locations(pooler.content())
+    return wanted.writer is not None and any(locations[name] != wanted.locations[name] for name in pooler.write)
 
 
 def _loses_writes(event: Event, wanted: Targets, pooler: Pooler) -> bool:
