@@ -43,6 +43,7 @@ class Event(NamedTuple):
 _KINDS = {
     "failover": 22,
     "switchover": 18,
+    "two_failovers": 6,
     "standby_fails": 14,
     "agent_fails": 10,
     "old_primary_returns": 10,
@@ -201,6 +202,33 @@ class Efm:
         finally:
             self._is_promoting = False
 
+    def two_failovers(self, random: Random) -> None:
+        """The new primary fails as soon as it is one, while hosts still wait for an answer of the old one."""
+        cluster, sleep = self._cluster, self._simulation.sleep
+        old = cluster.writable
+        if self._is_promoting or not old.is_primary:
+            return
+        self._is_promoting = True
+        try:
+            cluster.silence(old)
+            sleep(random.random() * 0.5)
+            if len(cluster.standbys) < 2:
+                return
+            first, second = random.sample(cluster.standbys, 2)
+            cluster.promote(first)
+            self._call(random, "attach", first, "p")
+            sleep(random.random() * 2)
+            cluster.stop(first)
+            if random.random() < 0.7:
+                cluster.stop(old)
+            sleep(random.random() * 0.3)
+            if second.serves and second.in_recovery:
+                second.timeline = first.timeline
+                cluster.promote(second)
+                self._call(random, "attach", second, "p")
+        finally:
+            self._is_promoting = False
+
     def switchover(self, random: Random) -> None:
         """EFM stops the primary and promotes a standby."""
         old = self._cluster.writable
@@ -327,6 +355,8 @@ class Efm:
         if isinstance(balancer, Pgpool):
             return
         self._world.files[balancer.config] = balancer.first_config
+        if isinstance(balancer, Pgbouncer):
+            balancer.told_in_file.clear()
         self._simulation.say(f"{balancer.config} is as it was at first")
         if random.random() < 0.6:
             self._simulation.sleep(random.random() * 3)

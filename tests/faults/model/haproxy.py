@@ -1,8 +1,8 @@
 """A HAProxy: its servers, the file that it comes up with, and its runtime API.
 
-A line of commands is carried out in one go, as HAProxy does when no answer is too long for its buffer. A reload
-takes a while: the new worker has the file as it was when the reload began, and what is told to the old worker
-meanwhile is lost.
+The commands of one line are carried out one after the other, and those of another connection in between (measured with
+2.6: it takes connections in turns, also with one thread). A reload takes a while: the new worker has the file as it was
+when the reload began, and what is told to the old worker meanwhile is lost.
 """
 
 from __future__ import annotations
@@ -151,9 +151,11 @@ class Haproxy:
         pid = self.pid
         breaks = bool(commands) and not self.cluster.is_calm and simulation.random.random() < 0.02
         for command in commands[: simulation.random.randrange(len(commands))] if breaks else commands:
+            if not self.up:
+                raise Interrupted("broke the connection")
             self._carry_out(command)
-        if commands:
             self._watch.writers(self)
+            simulation.pause(0.00001, 0.0001)
         told = {
             proxy: tuple([server for server in self.servers.values() if server.proxy == proxy]) for proxy in proxies
         }

@@ -84,6 +84,7 @@ class World:
         self.marks: dict[str, Task] = {}
         self.guards: dict[int, list[int]] = {}
         self.notes: dict[str, str] = {}
+        self.calls: list[Task] = []
 
     @property
     def obeys(self) -> bool:
@@ -134,6 +135,7 @@ class Host:
 
         def run() -> None:
             world.simulation.say("begins")
+            world.calls.append(task)
             try:
                 report = hook.run(calls.parse(argv), {"HOST": self.name})
             except EfmLbError as error:
@@ -425,6 +427,8 @@ def _replace_file(path: str, expected: bytes, content: bytes) -> None:
                     node = next(node for node in _world.cluster.nodes if node.host == host)
                     _world.watch.gives_writes(balancer, _world.cluster.of(node))
     _world.files[path] = content
+    if isinstance(balancer, Pgbouncer):
+        balancer.told_in_file = balancer.in_file(content)
 
 
 def _enabled(content: bytes) -> set[str]:

@@ -26,6 +26,7 @@ _RETRY = "15"
 class Pgbouncer:
     """One PgBouncer.
 
+    :ivar told_in_file: what efm-lb has written into the file, for the right reason
     :ivar entries: as SHOW DATABASES tells them
     :ivar leftovers: sessions to where an entry led before, and when they end by themselves
     :param files: the balancer's host's
@@ -60,6 +61,7 @@ class Pgbouncer:
             ]
         ).encode()
         self.first_config = files[self.config]
+        self.told_in_file: dict[str, Location] = {}
         self.up = True
         self.login_retry = _RETRY
         self.entries: dict[str, Database] = {}
@@ -147,7 +149,7 @@ class Pgbouncer:
         if verb == "RELOAD":
             if self._watch.is_told(self):
                 for name, location in self.in_file(self.files[self.config]).items():
-                    if name in WRITE and location != self.entries[name].location:
+                    if name in WRITE and location not in (self.entries[name].location, self.told_in_file.get(name)):
                         for node in nodes_at(location, self.cluster.nodes):
                             self._watch.gives_writes(self, self.cluster.of(node), by_file=True)
             self._load()

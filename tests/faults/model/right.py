@@ -1,7 +1,9 @@
 """What must never be, checked at every step; and what must be when all is over, judged without efm-lb's own code.
 
-**Never two ready writers.** After every request to a HAProxy at most one server of the proxy for writes is ready;
-after every RELOAD of a PgBouncer its entries for writes lead to one node. (A pgpool has one primary.)
+**Never two ready writers.** After every command to a HAProxy at most one server of the proxy for writes is ready;
+after every RELOAD of a PgBouncer its entries for writes lead to one node. (A pgpool has one primary.) One thing can
+bring about two, for no longer than `CROSSING`: two hosts tell a HAProxy at the same moment to give writes to different
+nodes, because one of them asked earlier. HAProxy takes their commands in turns, and both see what came of it.
 
 **Never writes to a node in recovery.** Telling a balancer to give writes to a node is: pcp_promote_node; a server of
 the proxy for writes made ready; an entry for writes written to the file, or loaded from it. Whoever tells it has
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "wrong"]
 
 
+CROSSING = 1.0
+"""Seconds after which two hosts that crossed must have seen it and ended it."""
+
+
 class _Balancer(Protocol):
     kind: str
     name: str
@@ -68,6 +74,7 @@ class Watch:
         self.out: dict[tuple[str, Database], list[float]] = {}
         self._done: dict[tuple[str, str], list[tuple[float, bool, float]]] = {}
         self._seen: dict[str, int] = {}
+        self._crossed: dict[str, float] = {}
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
         self.counts: dict[str, int] = {}
@@ -168,7 +175,16 @@ class Watch:
     def writers(self, balancer: _Balancer) -> None:
         """A balancer was told something."""
         writers = balancer.writers
-        if len(writers) > 1:
+        if len(writers) < 2:
+            self._crossed.pop(balancer.name, None)
+            return
+        now = self._simulation.now
+        tellers = {teller for at, teller in self._touches.get(balancer.name, [])[-20:] if at > now - 0.1}
+        since = self._crossed.get(balancer.name)
+        if since is None and len(tellers - {None}) > 1:
+            self.count("two hosts crossed")
+            self._crossed[balancer.name] = now
+        elif since is None or now > since + CROSSING:
             names = " and ".join(map(str, writers))
             self._never(f"{balancer.name} has two ready writers: {names}")
 
@@ -208,8 +224,8 @@ class Watch:
         newest = max(*(other.timeline or 0 for other in truth.states), self._seen.get(task.host.name, 0))
         if state.timeline is not None and newest > state.timeline:
             self._never(f"{what} on timeline {state.timeline}, and timeline {newest} was seen")
-        if database.in_recovery:
-            self.count("told to give writes to a node that went into recovery since it was asked")
+        if not database.is_primary:
+            self.count("told to give writes to a node that was the primary when it was asked, and is not any more")
 
     def makes_search(self, balancer: _Balancer, told: Database, attached: Sequence[Database]) -> None:
         """A pgpool is told something about a node that makes it search for its primary, and asks all that is attached.

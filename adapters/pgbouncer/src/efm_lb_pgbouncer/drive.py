@@ -253,7 +253,7 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
 
 
 def _are_moved(wanted: Targets, pooler: Pooler) -> bool:
-    """Whether somebody else has sent the writes elsewhere since: whoever asked later than this event did knows better."""
+    """Whether somebody else has sent the writes elsewhere since: whoever asked the databases later knows better."""
     locations = pooler.locations(pooler.content())
     return wanted.writer is not None and any(locations[name] != wanted.locations[name] for name in pooler.write)
 
