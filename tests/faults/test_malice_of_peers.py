@@ -242,7 +242,7 @@ def ask_console(fake: FakeConsole, login: bytes | None, answers: bytes | None, c
     except ERRORS as problem:
         return [str(problem)]
     with contextlib.closing(session):
-        for ask in (session.databases, session.servers, session.waiting, session.settings, session.version):
+        for ask in (session.databases, session.servers, session.pools, session.settings, session.version):
             try:
                 ask(time.monotonic() + 5)
             except (*ERRORS, Refused) as problem:

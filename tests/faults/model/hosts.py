@@ -160,7 +160,7 @@ class Host:
         def run() -> None:
             vigil = _Vigil(world, self.name, self.configuration.connect_timeout)
             self.rounds = rounds.Rounds(self.configuration, vigil)  # type: ignore[arg-type]
-            service._watch(self.configuration, service.Arguments(), {}, vigil, self.rounds)  # type: ignore[arg-type]
+            service._watch(self.configuration, False, lambda: False, vigil, self.rounds)  # type: ignore[arg-type]
 
         self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
 
@@ -623,7 +623,6 @@ def installed() -> Iterator[None]:
         (rounds, "outcomes_of", _Journals.outcomes_of),
         (rounds, "in_force", lambda *_: ()),
         (rounds, "Dispatcher", _dispatcher),
-        (service, "_is_fresh", lambda *_: True),
         (service, "_say", lambda line: _world.simulation.say(line)),
         (efm_lb.lock, "acquire", _acquire),
         (efm_lb.watch, "wait_for_primary", _wait_for_primary),

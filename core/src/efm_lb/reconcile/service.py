@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ctypes import CDLL
 from typing import NamedTuple
@@ -112,7 +112,12 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
         raise NotInstalledError(str(error)) from None
     rounds = Rounds(configuration, vigil)
     if arguments.watch:
-        _watch(configuration, arguments, environ, made_from, vigil, rounds)
+
+        def is_changed() -> bool:
+            # Not whether there is a plan: it may be impossible to store one, or somebody else's with other variables.
+            return compiled.identity(gather(arguments.cluster, arguments.env_file, environ)) != made_from
+
+        _watch(configuration, arguments.json, is_changed, vigil, rounds)
     return _once(configuration, rounds, arguments.json)
 
 
@@ -135,23 +140,17 @@ def _once(configuration: Configuration, rounds: Rounds, as_json: bool) -> int:
 
 
 def _watch(
-    configuration: Configuration,
-    arguments: Arguments,
-    environ: Mapping[str, str],
-    made_from: compiled.Identity,
-    vigil: Vigil,
-    rounds: Rounds,
+    configuration: Configuration, as_json: bool, is_changed: Callable[[], bool], vigil: Vigil, rounds: Rounds
 ) -> None:
     before: tuple[str, ...] = ()
     while True:
-        # Not whether there is a plan: it may be impossible to store one, or somebody else's with other variables.
-        if compiled.identity(gather(arguments.cluster, arguments.env_file, environ)) != made_from:
+        if is_changed():
             _say("the settings have changed: starting anew")
             _start_anew()
         began = time.monotonic()
         done = rounds.play(0.0)
         fresh = [line for line in done.lines if line not in before]
-        if arguments.json:
+        if as_json:
             if done.lines != before:
                 _say(_document(configuration, fresh, done))
         else:
