@@ -25,7 +25,8 @@ from faults.model.hosts import installed
 from faults.model.sequence import play
 
 TESTS = Path(__file__).parents[1]
-BASE = int(os.environ.get("EFM_LB_SEED", random.randrange(10**9)))
+FIXED = 1000
+"""The first seed in ``make test``, which is the same everywhere; `make faults` tries others."""
 
 
 def played(first: int, count: int) -> dict[str, Any]:
@@ -58,10 +59,11 @@ def played(first: int, count: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1000, pytest.param(100_000, marks=pytest.mark.long)])
 def test_sequences(count: int) -> None:
-    print(f"seeds {BASE} to {BASE + count - 1}; EFM_LB_SEED={BASE} plays the same ones")
-    result = played(BASE, count)
+    base = int(os.environ.get("EFM_LB_SEED", FIXED if count == 1000 else random.randrange(10**9)))
+    print(f"seeds {base} to {base + count - 1}; EFM_LB_SEED={base} plays the same ones")
+    result = played(base, count)
     print(f"{dict(result['counts'])}; right at the latest {result['slowest']:.1f} s after the last fault")
     for failure in result["failed"]:
         print("\n".join(failure["trace"]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import threading
@@ -32,7 +31,7 @@ from integration.real import follow_ups
 
 AnyBalancer = Pgpool | Haproxy | Pgbouncer
 
-BASE = int(os.environ.get("EFM_LB_SEED", random.randrange(10**9)))
+BASE = int(os.environ.get("EFM_LB_SEED", 1000))
 SETTINGS = {
     "EFM_LB_RECONCILE__PERIOD": 1,
     "EFM_LB_RECONCILE__SETTLE": 0.5,
