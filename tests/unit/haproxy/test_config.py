@@ -76,6 +76,7 @@ def test_a_variable_makes_a_word_say_nothing() -> None:
         (b'server a 10.0.0.1:"${PGPORT}"\n', "", None),
         (b"server a 10.0.0.1\n", "", None),
         (b"server a 10.0.0.1:+1\n", "", None),
+        (b"server a 10.0.0.1:%s\n" % (b"9" * 5000), "", None),
         (b"server a unix@/run/a:1\n", "", None),
         (b"server a /run/a:1\n", "", None),
         (b"server a abns@a:1\n", "", None),
@@ -176,6 +177,8 @@ listen c
         (b" server a 1.1.1.1:1 cookie disabled\n", b" server a 1.1.1.1:1 cookie disabled disabled\n"),
         (b" server a 1.1.1.1:1 source 'a # b'\n", b" server a 1.1.1.1:1 source 'a # b' disabled\n"),
         (b" server a 1.1.1.1:1 check\\ \n", b" server a 1.1.1.1:1 check\\  disabled\n"),
+        (b" server a 1.1.1.1:1 check\\\n", b" server a 1.1.1.1:1 check\\\tdisabled\n"),
+        (b" server a 1.1.1.1:1 check\\\tx\\\\\n", b" server a 1.1.1.1:1 check\\\tx\\\\\tdisabled\n"),
     ],
 )
 def test_on_and_off_again(before: bytes, after: bytes) -> None:
@@ -199,8 +202,9 @@ def test_words_of_other_hands_are_taken_off(before: bytes, after: bytes) -> None
 
 def test_lines_that_are_no_server_lines_are_never_touched() -> None:
     content = PROXY + b"server-template a 3 1.1.1.1:1\n# server b 1.1.1.1:1\n default-server disabled\n"
-    assert edited(content, dict.fromkeys(range(1, 6), True)) == content
-    assert edited(content, dict.fromkeys(range(1, 6), False)) == content
+    content += b"server c 1.1.1.1:1 cookie # its value is missing\nserver d 1.1.1.1:1 track\n"
+    assert edited(content, dict.fromkeys(range(1, 8), True)) == content
+    assert edited(content, dict.fromkeys(range(1, 8), False)) == content
 
 
 BLANK = st.sampled_from([b" ", b"\t", b"  ", b" \t "])

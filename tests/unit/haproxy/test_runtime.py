@@ -228,7 +228,8 @@ def test_sockets(text, endpoint):
 
 
 @pytest.mark.parametrize(
-    "text", ["lb1", "lb1:", ":9999", "lb1:0", "lb1:70000", "::1:9999", "admin.sock", "lb1:99x", "[]:1"]
+    "text",
+    ["lb1", "lb1:", ":9999", "lb1:0", "lb1:70000", "lb1:" + "9" * 5000, "::1:9999", "admin.sock", "lb1:99x", "[]:1"],
 )
 def test_what_is_no_socket(text):
     with pytest.raises(PermanentError, match="neither the path of a Unix socket nor host:port"):

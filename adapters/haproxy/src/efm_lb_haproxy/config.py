@@ -214,6 +214,11 @@ def _keywords(options: tuple[Word, ...]) -> Iterator[Word]:
         is_value = not is_value and word.value in _TAKING_ONE
 
 
+def _wants_value(options: tuple[Word, ...]) -> bool:
+    """Whether the last word is a keyword without its value: haproxy would take the next word for that."""
+    return bool(options) and [*_keywords(options)][-1] is options[-1] and options[-1].value in _TAKING_ONE
+
+
 def _host_and_port(address: str) -> tuple[str, int | None]:
     """``10.0.0.11:5444``, ``[::1]:5444``, ``::1:5444``, ``ipv4@10.0.0.11:5444``; empty for anything without a port."""
     kind, at, rest = address.rpartition("@")
@@ -222,7 +227,7 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
     host, _, port = rest.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if host.startswith("/") or not (port.isascii() and port.isdigit()):
+    if host.startswith("/") or not (port.isascii() and port.isdigit() and len(port) < 10):
         return "", None
     return host, int(port)
 
@@ -242,9 +247,11 @@ def edited(content: bytes, wanted: Mapping[int, bool]) -> bytes:
         if line.number not in wanted or line.keyword != b"server":
             continue
         if wanted[line.number]:
-            if _last_word(line, 3) is not True:
+            if _last_word(line, 3) is not True and not _wants_value(line.words[3:]):
                 end = line.words[-1].end
-                pieces += [content[done:end], b" disabled"]
+                # A backslash that means itself would make a space a part of its word.
+                blank = b"\t" if content[:end].endswith(b"\\") else b" "
+                pieces += [content[done:end], blank, b"disabled"]
                 done = end
         else:
             for word in _keywords(line.words[3:]):

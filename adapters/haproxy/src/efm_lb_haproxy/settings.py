@@ -123,6 +123,6 @@ def endpoint_of(text: str) -> Endpoint:
         host = host[1:-1]
     elif ":" in host:
         host = ""
-    if not host or not (number.isascii() and number.isdigit() and 0 < int(number) < 65536):
+    if not host or not (number.isascii() and number.isdigit() and len(number) < 10 and 0 < int(number) < 65536):
         raise PermanentError(f"SOCKET {text!r} is neither the path of a Unix socket nor host:port")
     return Endpoint(host, int(number))

@@ -40,7 +40,7 @@ def _is(*values: str) -> Callable[[str], bool]:
 
 
 def _between(least: int, most: int) -> Callable[[str], bool]:
-    return lambda value: value.isascii() and value.isdigit() and least <= int(value) <= most
+    return lambda value: value.isascii() and value.isdigit() and len(value) < 19 and least <= int(value) <= most
 
 
 _OFF = _is("0", "off")

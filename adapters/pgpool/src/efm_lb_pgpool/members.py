@@ -201,6 +201,7 @@ def server_of(text: str, port: int) -> Server:
         colon, number = rest[:1], rest[1:]
     elif not text.startswith("/") and text.count(":") == 1:
         host, colon, number = text.partition(":")
-    if not host or (colon and not (number.isascii() and number.isdigit() and 0 < int(number) < 65536)):
+    is_number = number.isascii() and number.isdigit() and len(number) < 10
+    if not host or (colon and not (is_number and 0 < int(number) < 65536)):
         raise PermanentError(f"HOST {text!r} is no host or host:port")
     return Server(host, int(number) if colon else port)

@@ -70,8 +70,9 @@ def seconds_of(span: str) -> float:
     :raises CallError: it is none of these, or longer than 30 days
     """
     number, unit = span[:-1], span[-1:]
-    if unit not in _UNITS or not number.isdecimal() or not 0 < int(number) * _UNITS[unit] <= _LONGEST:
-        raise CallError(f"--for {span}: expected a number and s, m, h or d, such as 2h; at most 30d")
+    is_number = number.isdecimal() and len(number) < 10
+    if unit not in _UNITS or not is_number or not 0 < int(number) * _UNITS[unit] <= _LONGEST:
+        raise CallError(f"--for {shown(span)}: expected a number and s, m, h or d, such as 2h; at most 30d")
     return float(int(number) * _UNITS[unit])
 
 

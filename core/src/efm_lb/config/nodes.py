@@ -50,7 +50,7 @@ def _node(entry: str) -> Node:
     host = found["host"] if found["v6"] is None else f"[{found['v6']}]"
     names = [_host(name, entry) for name in [*names, host]]
     port = found["port"]
-    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if port is not None and not (port.isascii() and port.isdigit() and len(port) < 10 and 0 < int(port) < 65536):
         raise ValueError(f"{entry!r}: {port!r} is no port")
     return Node(names[0], names[-1], int(port) if port else DEFAULT_PORT, tuple(names[1:-1]))
 
