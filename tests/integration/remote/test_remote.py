@@ -85,8 +85,8 @@ def test_the_history_there_shows_the_call_of_the_host_that_made_it(estate: Estat
     assert text.startswith(f"call {name} of cluster ")
     assert f"127.0.0.1 asked: act promote {new}" in text
     assert f"{new}  is a primary, timeline 2" in text
-    assert "pgb1  changed in 0." in text
-    assert "pgb1  changed in 0." in estate.hook()("history", "show", name).stdout
+    assert "pgb1  changed in " in text
+    assert "pgb1  changed in " in estate.hook()("history", "show", name).stdout
 
 
 def test_a_planned_switchover_holds_and_lets_go(estate: Estate) -> None:
