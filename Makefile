@@ -6,6 +6,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults check bench packages sshd namespaces clean
 .DELETE_ON_ERROR:
+# Every hook of a test would compile efm-lb anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python

@@ -106,8 +106,15 @@ def beliefs(balancer: Balancer) -> list[tuple[bool, bool]]:
         return [belief[:2] for belief in balancer.beliefs()]
     # By PCP: it lets no client in while a node that it holds for up is down.
     server = pcp.Server(balancer.host, balancer.pcp_port)
-    with pcp.connect(server, balancer.pcp_user, PCP_PASSWORD, time.monotonic() + 5, 5) as session:
-        return [(each.attached and each.is_primary, each.attached) for each in session.nodes().backends]
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with pcp.connect(server, balancer.pcp_user, PCP_PASSWORD, deadline, 5) as session:
+                return [(each.attached and each.is_primary, each.attached) for each in session.nodes().backends]
+        except pcp.Interrupted:
+            # pgpool starts its PCP process anew after every change, and resets who had just come.
+            assert time.monotonic() < deadline, "pgpool resets every connection"
+            time.sleep(0.05)
 
 
 def results(run: Run) -> dict[str, str]:

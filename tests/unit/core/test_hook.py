@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -97,7 +96,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
 
     class Databases:
@@ -156,10 +155,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(follow_up, "PATIENCE", 1.5)
     monkeypatch.setattr(follow_up, "_PAUSE", 0.05)
     monkeypatch.setattr(follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield made
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return made
 
 
 Run = Callable[..., tuple[int, list[str]]]

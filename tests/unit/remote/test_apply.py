@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ Ask = Callable[[str, Any], dict[str, Any]]
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Ask]:
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
     """Ask one question of an adapter that returns what it is given; the answer."""
     configuration = Configuration(
         "efm",
@@ -56,10 +56,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return answer
 
     monkeypatch.setattr(apply, "settings_of", lambda *_, **__: (configuration, ""))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield asked
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return asked
 
 
 class Step:
