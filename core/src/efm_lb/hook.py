@@ -165,7 +165,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
         raise
     wants_in = call.kind is not Kind.DETACH
     notes: list[str] = []
-    turn = _Turn(configuration, notes)
+    turn = _Turn(configuration, notes, call.origin)
     try:
         if not turn.take():
             probe.start_over()
@@ -238,20 +238,22 @@ class _Turn:
     """One call at a time on this host, except while it waits for a node.
 
     :param notes: takes what went wrong; a lock that cannot be had is reported, and the call goes on
+    :param origin: a follow-up lets EFM's calls go first, whose hook time-out runs
     :ivar waited: seconds that other calls took
     """
 
-    def __init__(self, configuration: Configuration, notes: list[str]) -> None:
+    def __init__(self, configuration: Configuration, notes: list[str], origin: Origin) -> None:
         self._path = f"{configuration.state_dir}/{configuration.cluster}.lock"
         self._patience = configuration.deadline + 1
         self._notes = notes
+        self._gives_way = origin is not Origin.HOOK
         self._held: int | None = None
         self.waited = 0.0
 
     def take(self) -> bool:
         """Wait for the calls that are at it; whether there was none."""
         began = time.monotonic()
-        self._held = lock.take(self._path, self._patience, self._notes)
+        self._held = lock.take(self._path, self._patience, self._notes, gives_way=self._gives_way)
         waited = time.monotonic() - began
         self.waited += waited
         return waited < lock.POLL

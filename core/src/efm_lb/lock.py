@@ -14,7 +14,7 @@ POLL = 0.02
 """Seconds between two tries."""
 
 
-def acquire(path: str, patience: float) -> int:
+def acquire(path: str, patience: float, *, gives_way: bool = False) -> int:
     """Take the lock, waiting for the call that holds it.
 
     The kernel gives it back when the process ends, however it ends. It orders the
@@ -23,6 +23,7 @@ def acquire(path: str, patience: float) -> int:
 
     :param path: the lock file; readable for all whatever the umask is, so that root's does not lock out EFM's user
     :param patience: seconds to wait
+    :param gives_way: do not take it while somebody who does not give way waits for it
     :return: a file descriptor that holds the lock until it is closed
     :raises TimeoutError: another call still holds it
     :raises OSError: the file cannot be made
@@ -39,34 +40,55 @@ def acquire(path: str, patience: float) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    try:
+        while not _is_taken(descriptor, gives_way):
             if time.monotonic() >= deadline:
-                os.close(descriptor)
-                raise TimeoutError(f"another call holds {path} for more than {patience:g} s") from None
+                raise TimeoutError(f"another call holds {path} for more than {patience:g} s")
             time.sleep(POLL)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        else:
-            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
-def take(path: str, patience: float, notes: list[str]) -> int | None:
+def take(path: str, patience: float, notes: list[str], *, gives_way: bool = False) -> int | None:
     """The same for a caller that goes on without it: every step is idempotent; better two at once than none.
 
     :param notes: takes why there is none
     :return: None when there is none
     """
     try:
-        return acquire(path, patience)
+        return acquire(path, patience, gives_way=gives_way)
     except TimeoutError as error:
         notes.append(str(error))
     except OSError as error:
         notes.append(f"no lock: {error.filename}: {error.strerror}")
     return None
+
+
+def _is_taken(descriptor: int, gives_way: bool) -> bool:
+    """Whether the lock is held now; who does not give way is seen to wait from now on when it is not."""
+    if gives_way and _is_waited_for(descriptor):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not gives_way:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
+        return False
+    if not gives_way:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
+    return True
+
+
+def _is_waited_for(descriptor: int) -> bool:
+    """Whether a process has the shared lock on the first byte, which has nothing to do with the lock itself."""
+    import struct
+
+    layout = "hhlli"  # struct flock: type, whence, start, length, pid
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+    kind: int = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _open_to_all(descriptor: int, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from efm_lb import lock
 from efm_lb.lock import acquire
+from efm_lb.rehearsal.waiting import wait_until
 
 
 def test_the_second_call_waits_for_the_first(tmp_path: Path) -> None:
@@ -29,6 +32,23 @@ def test_the_second_call_waits_for_the_first(tmp_path: Path) -> None:
         first.kill()
         first.wait()
         os.close(acquire(path, 5))
+
+
+def test_efms_call_goes_before_those_for_whom_nobody_waits(tmp_path: Path) -> None:
+    path = str(tmp_path / "efm.lock")
+    held = acquire(path, 0)
+    script = "import sys; from efm_lb.lock import acquire; acquire(sys.argv[1], 60)"
+    with subprocess.Popen([sys.executable, "-c", script, path]) as call:
+        try:
+            assert wait_until(lambda: lock._is_waited_for(held), timeout=10)
+            call.send_signal(signal.SIGSTOP)
+            os.close(held)
+            with pytest.raises(TimeoutError):
+                acquire(path, 0.1, gives_way=True)
+            os.close(acquire(path, 0))
+        finally:
+            call.kill()
+    os.close(acquire(path, 0, gives_way=True))
 
 
 def test_another_user_can_take_it(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Rounds:
         """The lock of this host's calls: its descriptor, 0 when there is none to be had, None when a call holds it."""
         path = f"{self._configuration.state_dir}/{self._configuration.cluster}.lock"
         try:
-            held = lock.acquire(path, patience)
+            held = lock.acquire(path, patience, gives_way=True)
         except TimeoutError:
             now = time.monotonic()
             self._locked_since = min(self._locked_since, now - patience)
