@@ -80,6 +80,7 @@ class World:
         self.balancers: list[AnyBalancer] = []
         self.hosts: dict[str, Host] = {}
         self.locks: dict[str, Task] = {}
+        self.waiting: dict[str, list[Task]] = {}
         self.free = Signal()
         self.marks: dict[str, Task] = {}
         self.guards: dict[int, list[int]] = {}
@@ -359,20 +360,29 @@ class _Os:
                 simulation.notify(_world.free)
 
 
-def _acquire(path: str, patience: float) -> int:
+def _acquire(path: str, patience: float, *, gives_way: bool = False) -> int:
     simulation = _world.simulation
     task = simulation.current
     assert task
     until = simulation.now + patience
-    while True:
-        holder = _world.locks.get(path)
-        if holder is None or holder.done:
-            _world.locks[path] = task.process
-            task.process.judged = simulation.now
-            return 7
-        if simulation.now >= until:
-            raise TimeoutError(f"another call holds {path}")
-        simulation.wait(until, _world.free, holder.ended)
+    waiting = _world.waiting.setdefault(path, [])
+    try:
+        while True:
+            holder = _world.locks.get(path)
+            is_free = holder is None or holder.done
+            if is_free and not (gives_way and any(not each.done for each in waiting)):
+                _world.locks[path] = task.process
+                task.process.judged = simulation.now
+                return 7
+            if simulation.now >= until:
+                raise TimeoutError(f"another call holds {path}")
+            if not gives_way and task.process not in waiting:
+                waiting.append(task.process)
+            signals = [_world.free] if is_free else [_world.free, holder.ended]
+            simulation.wait(min(until, simulation.now + efm_lb.lock.POLL) if is_free else until, *signals)
+    finally:
+        if task.process in waiting:
+            waiting.remove(task.process)
 
 
 def _wait_for_primary(nodes: list[Node], keywords: object, timeout: float, until: float) -> bool:
