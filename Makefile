@@ -60,8 +60,9 @@ $(VENV)/installed: pyproject.toml | packages
 demo: $(VENV)/installed
 	$(VENV)/bin/efm-lb rehearse
 
+# Most of a test is waiting for a server: two files at a time.
 test: sshd namespaces $(VENV)/installed
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 faults: sshd namespaces $(VENV)/installed
 	$(PYTHON) -m pytest -m "long or not long" tests/faults

@@ -75,7 +75,7 @@ def test_nothing_to_say_of_its_host(ask: Ask) -> None:
 def test_another_call_that_holds_the_lock_is_told(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     acquire = lock.acquire
     held = acquire(str(tmp_path / "efm.odd.apply.lock"), 0)
-    monkeypatch.setattr(lock, "acquire", lambda path, patience: acquire(path, 0))
+    monkeypatch.setattr(lock, "acquire", lambda path, patience, **how: acquire(path, 0, **how))
     detail = ask("act", Outcome.changed("done"))["outcome"]["detail"]
     os.close(held)
     assert detail == f"done; on its host: another call holds {tmp_path}/efm.odd.apply.lock for more than 0 s"
