@@ -12,6 +12,7 @@ import time
 
 # Not socket, whose import costs more than all that is done here.
 from _socket import SOCK_STREAM, getaddrinfo
+from _thread import allocate_lock
 from ctypes import c_char_p, c_void_p, cast
 from os import environ
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-__all__ = ["Connection", "ConnectionFailed", "Reply", "StatementFailed", "library"]
+__all__ = ["Connection", "ConnectionFailed", "Reply", "StatementFailed", "drop_misleading", "library"]
 
 # Variables that would send a connection elsewhere or let libpq skip a standby, or that a pooler's console refuses.
 _MISLEADING = (
@@ -33,6 +34,7 @@ _MISLEADING = (
 # Lines of a message that do not say what went wrong.
 _ASIDES = ("\t", "LOCATION:", "HINT:", "password retrieved from file")
 
+_loading = allocate_lock()
 _loaded: Any = None
 
 
@@ -91,16 +93,22 @@ class Reply:
         self.tag = tag
 
 
+def drop_misleading() -> None:
+    """Take out of the environment what would mislead libpq, before there are threads that read it."""
+    for name in _MISLEADING:
+        environ.pop(name, None)
+
+
 def library() -> Any:
     """libpq, loaded once; the environment variables that would mislead it are gone from then on.
 
     :raises libpq.LibpqNotFoundError: this host has none
     """
     global _loaded
-    if _loaded is None:
-        for name in _MISLEADING:
-            environ.pop(name, None)
-        _loaded = libpq.load()
+    with _loading:
+        if _loaded is None:
+            drop_misleading()
+            _loaded = libpq.load()
     return _loaded
 
 

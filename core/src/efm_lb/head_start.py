@@ -1,8 +1,9 @@
 """Logins at the databases, begun before the rest of the hook is imported.
 
-A login with a password takes as long as half of the hook's imports, and on another core: so it comes first. Nothing is
-asked yet. The truth is asked on these connections later, by `efm_lb.probe`, when the call is journalled and has the
-lock. Nothing here, nor what it imports, may import typing, enum or collections: they are most of what is saved.
+A login with a password takes as long as half of the hook's imports, and on another core, and so does libpq's own start:
+they come first. Nothing is asked yet. The truth is asked on these connections later, by `efm_lb.probe`, when the call
+is journalled and has the lock. Nothing here, nor what it imports, may import typing, enum or collections: they are most
+of what is saved.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from _thread import allocate_lock, start_new_thread
 
 from efm_lb import compiled
 from efm_lb.command_line import VALUED, valued
-from efm_lb.connection import Connection, ConnectionFailed, library
+from efm_lb.connection import Connection, ConnectionFailed, drop_misleading
 from efm_lb.sources import gather
 
 TYPE_CHECKING = False
@@ -117,7 +118,7 @@ def begin(argv: Sequence[str], environ: Mapping[str, str]) -> HeadStart | None:
         plan = compiled.read(gather(options.get("--cluster", "efm"), options.get("--env-file"), environ))
         if isinstance(plan, compiled.Stale):
             return None
-        library()  # before there are threads: it changes the environment
+        drop_misleading()
         return HeadStart(plan)
     except Exception:
         return None

@@ -114,18 +114,28 @@ def conninfo_keywords(library: Any, conninfo: str) -> dict[str, str]:
 
 
 def _open() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL("libpq.so.5")
-    except OSError:
-        pass
+    library = _opened("libpq.so.5")
+    if library:
+        return library
     for path in _packaged():
-        try:
-            return ctypes.CDLL(path)
-        except OSError:
-            continue
+        library = _opened(path)
+        if library:
+            return library
     raise LibpqNotFoundError(
         "no libpq.so.5 found to ask the databases with: install libpq5 (Debian), libpq or postgresql-libs (Red Hat)"
     )
+
+
+def _opened(path: str) -> ctypes.CDLL | None:
+    """A library, None where there is none.
+
+    The dynamic linker is called as any other C function is, without the interpreter lock. ctypes would hold it for as
+    long as a quarter of the hook's imports take, which go on meanwhile.
+    """
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.restype, dlopen.argtypes = c_void_p, (c_char_p, c_int)
+    handle = dlopen(path.encode(), os.RTLD_NOW)
+    return ctypes.CDLL(path, handle=handle) if handle else None
 
 
 def _packaged() -> list[str]:

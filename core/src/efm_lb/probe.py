@@ -22,7 +22,7 @@ _ROLE_AND_TIMELINE = (
     b"SELECT pg_catalog.pg_is_in_recovery() AS recovering, CASE WHEN pg_catalog.pg_is_in_recovery()"
     b" THEN GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),"
     b" (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),"
-    b" (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver))"
+    b" (SELECT received_tli FROM pg_catalog.pg_stat_get_wal_receiver()))"
     b" ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"
     b"::pg_catalog.bit(32)::pg_catalog.int4 END AS timeline"
 )

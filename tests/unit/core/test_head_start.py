@@ -56,5 +56,4 @@ def test_a_host_without_threads_is_for_the_hook_to_report(monkeypatch: pytest.Mo
     monkeypatch.setattr(head_start, "start_new_thread", none_left)
     monkeypatch.setattr(head_start, "gather", lambda *given: None)
     monkeypatch.setattr(head_start.compiled, "read", lambda sources: plan)
-    monkeypatch.setattr(head_start, "library", lambda: None)
     assert head_start.begin(["attach", "db1", "p"], {}) is None
