@@ -24,14 +24,14 @@ def command() -> list[str]:
     return [script] if script else list(EFM_LB)
 
 
-def bash_hook(cluster: Cluster, pools: Sequence[Pgpool], timeout: float) -> Hook:
-    """The bash hooks, for ``pools`` in this order; a run is killed after ``timeout`` seconds."""
+def bash_hook(cluster: Cluster, pools: Sequence[Pgpool], timeout: float, user: str = PROBE_USER) -> Hook:
+    """The bash hooks, for ``pools`` in this order, as ``user`` at the databases; killed after ``timeout`` seconds."""
     environment = {
         "LB_HOSTS": " ".join(f"{pool.host}:{pool.pcp_port}" for pool in pools),
         "PCPPASSFILE": str(pools[0].pcp_passfile),
         "LB_PCP_USER": pools[0].pcp_user,
         "LB_PGPORT": str(cluster.nodes[0].port),
-        "LB_PGUSER": PROBE_USER,
+        "LB_PGUSER": user,
         "PGPASSFILE": str(probe_passfile(cluster)),
     }
     return Hook(lambda words: [str(_SCRIPTS / f"{words[0]}.sh"), *words[1:]], environment, timeout)

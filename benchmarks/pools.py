@@ -16,7 +16,7 @@ from arms import bash_hook, efm_lb_hook
 from rows import Row
 
 from efm_lb.rehearsal.clients import Clients
-from efm_lb.rehearsal.cluster import SUPERUSER, Cluster, Server
+from efm_lb.rehearsal.cluster import PROBE_USER, SUPERUSER, Cluster, Server
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, Hook, Run
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.play import Front, Play
@@ -33,6 +33,8 @@ BASH_LIMIT = 20.0
 """Seconds after which a bash hook that hangs is killed; it would hang for two minutes or for ever."""
 DELIBERATIONS = (0.0, 0.2, 1.5)
 """Seconds that EFM may take from the detach of a crashed primary to the promotion."""
+TRUSTED: Mapping[str, object] = {"EFM_LB_PROBE__USER": SUPERUSER, "EFM_LB_PROBE__PASSFILE": None}
+"""Settings of a hook that logs in at the databases without a password."""
 QUIET = 1.3
 """Seconds that pgpool takes to handle a request at once again, after it has handled one."""
 
@@ -81,20 +83,27 @@ class Pools:
         return rows
 
     def attach_standby(self) -> list[Row]:
-        """``attach`` of a standby that is detached, from the start of the process."""
+        """``attach`` of a standby that is detached, from the start of the process.
+
+        A SCRAM login is the same computing for both, but bash logs in at one database and efm-lb at all three.
+        """
+        return [*self._attach_standby("no password", TRUSTED), *self._attach_standby("SCRAM", {})]
+
+    def _attach_standby(self, login: str, settings: Mapping[str, object]) -> list[Row]:
         told: dict[str, list[float]] = {arm: [] for arm in ARMS}
         ended: dict[str, list[float]] = {arm: [] for arm in ARMS}
         self._cluster.reset()
         with Pgpool.start(self._cluster) as pool:
-            hooks = {arm: self._hook(arm, pool) for arm in ARMS}
+            bash = bash_hook(self._cluster, [pool], 60, SUPERUSER if settings else PROBE_USER)
+            hooks = {"bash": bash, "efm-lb": efm_lb_hook(self._cluster, [pool], "attach", settings)}
             for _ in range(self._runs):
                 for arm in ARMS:
                     run, seconds = self._attach_detached(hooks[arm], pool)
                     told[arm].append(seconds)
                     ended[arm].append(run.seconds)
         return [
-            Row("attach s: until pgpool has been told", "s", told["bash"], told["efm-lb"]).aim_ratio(1.0),
-            Row("attach s: whole hook, efm-lb reads back", "s", ended["bash"], ended["efm-lb"]).aim_ratio(1.5),
+            Row(f"attach s, {login}: until pgpool has been told", "s", *told.values()).aim_ratio(1.0),
+            Row(f"attach s, {login}: whole hook, efm-lb reads back", "s", *ended.values()).aim_ratio(1.5),
         ]
 
     def hung_pgpool(self) -> list[Row]:
@@ -147,10 +156,9 @@ class Pools:
 
     def start_up(self) -> list[Row]:
         """Instructions of a whole attach; unlike seconds they do not depend on the machine's load."""
-        trusted = {"EFM_LB_PROBE__USER": SUPERUSER, "EFM_LB_PROBE__PASSFILE": None}
         with_password = self._instructions("with-password", {})
         with_password.notes.append("libpq hashes a SCRAM password 8192 times per node; that is not start-up")
-        return [self._instructions("no-password", trusted).aim_value(200), with_password]
+        return [self._instructions("no-password", TRUSTED).aim_value(200), with_password]
 
     def _instructions(self, name: str, login: Mapping[str, object]) -> Row:
         row = Row(f"attach s: instructions of the whole hook, {name.replace('-', ' ')}", "M", [], [])

@@ -16,8 +16,6 @@ its own run is in `Memory`. Every rule below is about one fact of pgpool's failo
 * A reply means "queued". Each request takes pgpool about 1 s, most of it after its effect.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 from efm_lb import Attach, Detach, Event, Node, Origin, Promote, Reach, Role, Truth
