@@ -342,6 +342,21 @@ def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, conf
     assert config.read_text() == other
 
 
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_writes_that_another_event_is_moving_are_not_taken_for_an_old_file(fake, config, is_loaded):
+    """That one has asked later: the new primary was still a standby when this one did."""
+
+    def load(fake, connection, answer):
+        fake._load()
+        connection.sendall(answer.encoded())
+
+    config.write_text(MOVED)
+    fake.instead["SHOW DATABASES"] = [load] if is_loaded else []
+    send(fake, Detach(NODES[0], truth("xss")))
+    assert ("app = host=10.0.0.2 " in config.read_text()) is is_loaded, "what nobody loads is an old file"
+    assert fake.places["app"] == ("10.0.0.2" if is_loaded else "10.0.0.1", "5444")
+
+
 def test_what_another_event_lifts_at_the_same_time_is_not_taken_for_a_failed_reload(fake):
     def lift(fake, connection, answer):
         fake.retry = "0.000999"

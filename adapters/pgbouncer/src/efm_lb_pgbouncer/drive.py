@@ -16,7 +16,7 @@ The order is that of these facts, all measured with PgBouncer 1.18:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import getpid
 from time import monotonic, sleep
@@ -37,6 +37,8 @@ _LONGEST_PAUSE = 0.1
 _GUARD = 5.0
 """Seconds after which a KILL whose hook was killed is made good."""
 _FILE_TRIES = 3
+_CROSSING = 0.5
+"""Seconds that another event has from writing the file to its RELOAD. What is not loaded by then, nobody loads."""
 _RETRY_DEFAULT = 15
 
 
@@ -230,12 +232,18 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
 
     :return: what is wanted of the entries as they are now, and what was changed, in words
     """
-    for tries in range(_FILE_TRIES, 0, -1):
+    began = monotonic()
+    loaded_by = began + min(_CROSSING, (limit - began) / 2)
+    tries = _FILE_TRIES
+    while True:
         content = pooler.content()
         wanted = wanted_of(event, pooler, content)
         locations = pooler.locations(content)
         if _loses_writes(event, wanted, pooler):
             wanted = wanted_of(event, pooler, content, _running(sessions, limit))
+            if _takes_writes_back(wanted, locations, pooler) and monotonic() < loaded_by:
+                sleep(_RETRY_PAUSE)
+                continue
         changed = changes(wanted, locations)
         if not changed:
             return wanted, []
@@ -245,11 +253,11 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
             raise PermanentError(pooler.said(error)) from None
         except TemporaryError:
             # Somebody else may have written it meanwhile: judge what it is now.
-            if tries == 1 or pooler.content() == content:
+            tries -= 1
+            if not tries or pooler.content() == content:
                 raise
             continue
         return wanted, [f"{name} -> {location}" for name, location in changed.items()]
-    raise AssertionError("unreachable")
 
 
 def _are_moved(wanted: Targets, pooler: Pooler) -> bool:
@@ -261,6 +269,16 @@ def _are_moved(wanted: Targets, pooler: Pooler) -> bool:
 def _loses_writes(event: Event, wanted: Targets, pooler: Pooler) -> bool:
     """Whether a RELOAD would send writes to a standby."""
     return any(is_at(wanted.locations[name], standby) for name in pooler.write for standby in event.truth.standbys)
+
+
+def _takes_writes_back(wanted: Targets, locations: Mapping[str, Location], pooler: Pooler) -> bool:
+    """Whether the file's writes would go back to a node that is not proven to be the primary.
+
+    Where they lead to may have been promoted since the databases were asked, and its RELOAD may be on its way.
+    """
+    primary = wanted.primary
+    taken = [wanted.locations[name] for name in pooler.write if wanted.locations[name] != locations[name]]
+    return any(primary is None or not is_at(location, primary) for location in taken)
 
 
 def _running(sessions: Sequence[Session], limit: float) -> list[dict[str, Database]]:
