@@ -217,6 +217,20 @@ def test_writes_that_were_moved_to_a_node_that_is_silent_here_stay_there() -> No
     assert events(look(5010, "Ps", "aW")) == [(Promote, "db1")], "it was undone"
 
 
+def test_an_old_file_that_sends_writes_to_a_silent_old_primary_is_made_right_by_a_majority(watch: Watch) -> None:
+    watch(0, "-Ps", "dWa")
+    watch(5, "-Ps", "Wda")
+    assert events(watch(10, "-Ps", "Wda"))[0] == (Promote, "db2")
+
+
+def test_a_standby_that_loses_the_writes_does_not_stay_out(watch: Watch) -> None:
+    """A late call for the primary that it was. In a HAProxy the primary may be in no proxy for reads at all."""
+    watch(0, "Pss", "Waa")
+    watch(5, "sPs", "Waa")
+    watch(6, "sPs", "daa")
+    assert events(watch(8, "sPs", "daa")) == [(Promote, "db2"), (Attach, "db1")]
+
+
 def test_two_hosts_that_see_different_things_do_not_undo_each_other_for_ever() -> None:
     """One cannot reach db3 and takes it out; the other can, and puts it in. Both look every five seconds."""
     sees, misses = Restraint(POLICY), Restraint(POLICY)

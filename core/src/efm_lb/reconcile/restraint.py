@@ -9,7 +9,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
 - A balancer that failed is left alone for a while, twice as long each time.
 - A host that sees less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing.
-- Writes that were moved away from a live primary, to a node that is silent here, were moved by somebody who sees more.
+- Writes that were moved away from a live primary, to a node that is silent here, were moved by somebody who sees more:
+  unless this host sees a majority.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Sight(NamedTuple):
     def answers(self) -> int:
         """The nodes that answer anything at all, if only that nobody listens there."""
         return sum(state.reach is not Reach.NO_RESPONSE for state in self.truth.states)
+
+    @property
+    def is_majority(self) -> bool:
+        return self.answers * 2 > len(self.truth.states)
 
 
 class Held(NamedTuple):
@@ -143,7 +148,7 @@ class Restraint:
         if name in in_maintenance:
             return f"{name} is in maintenance"
         count = len(sight.truth.states)
-        if not sight.answers or (self._policy.majority and count > 2 and sight.answers * 2 <= count):
+        if not sight.answers or (self._policy.majority and count > 2 and not sight.is_majority):
             return f"this host reaches {sight.answers} of {count} nodes: it may be what is cut off"
         return ""
 
@@ -158,7 +163,7 @@ class Restraint:
         if not isinstance(event, Detach) and sight.truth.primary:
             settled = max(settled, sight.since[sight.truth.primary] + self._policy.settle)
         elsewhere = memory.moved_to
-        if isinstance(event, Promote) and elsewhere:
+        if isinstance(event, Promote) and elsewhere and not sight.is_majority:
             return f"somebody has moved the writes to {elsewhere.name}, which is silent here", float("inf")
         newer = self._newer(sight.truth, node) if isinstance(event, Promote) else ""
         if newer:
@@ -209,11 +214,13 @@ class Restraint:
                 if seen and seen.attached is False and sight.truth.role(node) is Role.STANDBY:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
             return
-        # A balancer that moves its writes may throw standbys out on the way.
+        # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
+        # what was not its own; somebody may have meant the primary that it was.
         moves = bool(_writers(view)) and _writers(before) != _writers(view)
         for seen in view.nodes:
             was, role = before.of(seen.node), sight.truth.role(seen.node)
-            taken_out = role is Role.STANDBY and not moves and was and was.attached and seen.attached is False
+            served = was is not None and bool(was.attached) and not was.writes
+            taken_out = role is Role.STANDBY and not moves and served and seen.attached is False
             obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
             if role and (taken_out or obeyed):
                 self._stays_out(memory, seen.node, role, now)
