@@ -72,6 +72,7 @@ class Cluster:
     :ivar changed: whenever anything has
     :ivar writable: the one that writes belong to: of those promoted, the last one
     :ivar tells_timeline: whether standbys may be asked for the timeline that they receive
+    :ivar newest: timeline that ever was
     :ivar archive: a promotion knows all timelines that ever were, and takes a new one
     """
 
@@ -85,6 +86,7 @@ class Cluster:
         self.changed = Signal()
         self.tells_timeline = tells_timeline
         self.archive = archive
+        self.newest = 1
         self.last_change = simulation.now
 
     @property
@@ -133,8 +135,9 @@ class Cluster:
             database.frozen_from = Life.RUNNING
 
     def promote(self, database: Database) -> None:
-        known = max(each.timeline for each in self.all) if self.archive else database.timeline
+        known = self.newest if self.archive else database.timeline
         database.timeline = known + 1
+        self.newest = max(self.newest, database.timeline)
         database.in_recovery = False
         database.promoted_at = self.simulation.now
         self.writable = database

@@ -145,7 +145,9 @@ class Host:
                 if outcome.result in (Result.BUG, Result.PERMANENT):
                     raise Violation(f"{short}: {outcome.balancer}: {outcome.result.value}: {outcome.detail}")
             done = (Result.CHANGED, Result.UNCHANGED)
-            if not report.exit_code and report.outcomes and all(each.result in done for each in report.outcomes):
+            is_held = bool(report.decision and report.decision.hold)  # clients are, and nobody is taken out
+            done_by = [each.result in done for each in report.outcomes]
+            if not report.exit_code and not is_held and done_by and all(done_by):
                 world.watch.carried_out(self.name, task.began, argv)
             world.simulation.say(f"ends with {report.exit_code}: {report.decision and report.decision.reason}")
 
@@ -164,6 +166,13 @@ class Host:
             service._watch(self.configuration, False, lambda: False, vigil, self.rounds)  # type: ignore[arg-type]
 
         self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
+
+    def forget(self) -> None:
+        """Remove what this host has seen of timelines, and start the service again."""
+        self.world.notes.pop(f"{self.configuration.state_dir}/efm.timeline", None)
+        if self.service:
+            self.world.simulation.kill(self.service)
+            self.serve()
 
 
 class _Vigil:

@@ -6,7 +6,7 @@ and outlives whoever sent it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Database, Interrupted, Refused, Server
 from efm_lb_pgbouncer.entries import Location, entry_of, location_of, parse
@@ -66,7 +66,7 @@ class Pgbouncer:
         self.login_retry = _RETRY
         self.entries: dict[str, Database] = {}
         self.leftovers: list[tuple[Server, float]] = []
-        self._load()
+        self._load([])
 
     @property
     def never_reads_primary(self) -> bool:
@@ -91,8 +91,7 @@ class Pgbouncer:
         parsed = parse(content)
         return {name: location_of(entry_of(name, parsed)) for name in (*WRITE, *READ)}
 
-    def _load(self) -> None:
-        before = self.readers if self.entries else []
+    def _load(self, before: Sequence[databases.Database]) -> None:
         for name, location in self.in_file(self.files[self.config]).items():
             old = self.entries.get(name)
             if old and old.location != location:
@@ -113,15 +112,16 @@ class Pgbouncer:
 
     def start(self) -> None:
         self.up = True
+        before = self.readers
         self.entries.clear()
         self.leftovers.clear()
-        self._load()
+        self._load(before)
         self.simulation.say(f"{self.name} starts: {self.told}")
 
     def reload(self) -> None:
         """Somebody else's RELOAD."""
         if self.up:
-            self._load()
+            self._load(self.readers)
             self.simulation.say(f"{self.name} reloaded: {self.told}")
 
     def pooler(self) -> Pooler:
@@ -152,7 +152,7 @@ class Pgbouncer:
                     if name in WRITE and location not in (self.entries[name].location, self.told_in_file.get(name)):
                         for node in nodes_at(location, self.cluster.nodes):
                             self._watch.gives_writes(self, self.cluster.of(node), by_file=True)
-            self._load()
+            self._load(self.readers)
             self._watch.writers(self)
             return "RELOAD"
         name = rest.strip('"')

@@ -169,6 +169,11 @@ class Watch:
         if not is_so:
             self._never(f"{balancer.name} is not as it was reported after {type(event).__name__} {node}")
 
+    def forget_timelines(self) -> None:
+        """A person has told all hosts to."""
+        self._seen.clear()
+        self.count("a person had to say that a timeline is gone")
+
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 

@@ -127,6 +127,13 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
     while any(not call.done for call in world.calls if "--follow-up" not in call.argv):
         simulation.run(simulation.now + 0.5)  # what a call does that EFM has made is a fault as the call itself
         efm.last_fault = simulation.now
+    if world.cluster.newest > world.cluster.writable.timeline:
+        # Promoted was a standby that had missed a promotion, and all that is on the newer timeline is gone with its
+        # primary. Nobody but a person can know that this one is no old primary: docs/runbook.md, "An old primary".
+        for host in world.hosts.values():
+            host.forget()
+        watch.forget_timelines()
+        efm.last_fault = simulation.now
     left_alone = max(
         (memory.paused_until for host in hosts if host.rounds for memory in host.rounds._restraint._balancers.values()),
         default=0.0,
