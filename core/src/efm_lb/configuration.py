@@ -45,12 +45,14 @@ class Reconcile(NamedTuple):
     :param settle: seconds that belong to EFM's own calls after a node has changed
     :param hold: seconds that a standby which was taken out while it is up stays out
     :param majority: whether a host that reaches half of three or more nodes, or less, changes nothing
+    :param detach_after: seconds that a standby must have been down before it is taken out
     """
 
     period: float = 5.0
     settle: float = 2.0
     hold: float = 60.0
     majority: bool = True
+    detach_after: float = 15.0
 
 
 class Configuration(NamedTuple):

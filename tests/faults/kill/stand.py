@@ -39,7 +39,12 @@ __all__ = ["HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
 HOLD = 2.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
 PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
-_SETTINGS = {"EFM_LB_DEADLINE": 30, "EFM_LB_BALANCERS__PGB1__HOLD": HOLD, "EFM_LB_RECONCILE__SETTLE": 0.1}
+_SETTINGS = {
+    "EFM_LB_DEADLINE": 30,
+    "EFM_LB_BALANCERS__PGB1__HOLD": HOLD,
+    "EFM_LB_RECONCILE__SETTLE": 0.1,
+    "EFM_LB_RECONCILE__DETACH_AFTER": 0.1,
+}
 _CHANGES = (
     *(f"send {PCP}: {letter}" for letter in "CDJ"),  # attach, detach, promote
     *(f"send {CONSOLE}: {word}" for word in ("PAUSE", "RESUME", "RELOAD", "KILL", "SET")),

@@ -88,6 +88,7 @@ def _world(seed: str, random: Random, trace: list[str] | None) -> tuple[World, l
     size = random.choice((2, 3, 3, 3, 3, 4))
     cluster = Cluster(simulation, size, tells_timeline=random.random() < 0.8, archive=random.random() < 0.5)
     rhythm = Reconcile(random.choice((1.0, 5.0)), random.choice((0.5, 2.0)), random.choice((10.0, 30.0)))
+    rhythm = rhythm._replace(detach_after=Random(f"{seed}.detach").choice((0.0, 3.0, 8.0)))
     watch = Watch(simulation, cluster, rhythm, oldest=_DEADLINE + _CONNECT_TIMEOUT)
     world = World(simulation, cluster, watch)
     hosts.use(world)
@@ -140,7 +141,7 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
     )
     began = max(efm.last_fault, min(left_alone, efm.last_fault + _LONGEST_PAUSE))
     searches = max((each.search_timeout for each in world.balancers if isinstance(each, Pgpool)), default=0)
-    limit = began + rhythm.settle * 2 + rhythm.period + _WORK + searches
+    limit = began + rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK + searches
     right_after = 0.0
     while simulation.now < limit:
         simulation.run(min(simulation.now + 0.5, limit))

@@ -184,6 +184,7 @@ class Stand:
             "EFM_LB_CONNECT_TIMEOUT": CONNECT_TIMEOUT,
             "EFM_LB_RECONCILE__PERIOD": 1,
             "EFM_LB_RECONCILE__SETTLE": 0.5,
+            "EFM_LB_RECONCILE__DETACH_AFTER": 1,
             # A standby that was silent in a promotion may have been thrown out for it, and that looks like a wish.
             "EFM_LB_RECONCILE__HOLD": 4,
             "EFM_LB_BALANCERS__EDGE1__SOCKET": f"{self.edge.host}:{_ADMIN_PORT}",

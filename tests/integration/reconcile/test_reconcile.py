@@ -19,7 +19,11 @@ from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
 
-QUICK = {"EFM_LB_RECONCILE__PERIOD": 1, "EFM_LB_RECONCILE__SETTLE": 0.5}
+QUICK = {
+    "EFM_LB_RECONCILE__PERIOD": 1,
+    "EFM_LB_RECONCILE__SETTLE": 0.5,
+    "EFM_LB_RECONCILE__DETACH_AFTER": 1,
+}
 
 
 class Service:

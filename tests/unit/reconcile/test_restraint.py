@@ -10,7 +10,7 @@ from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from unit.reconcile.test_differences import NODES, truth, view
 
 DB1, DB2, DB3 = NODES
-POLICY = Reconcile(period=5.0, settle=2.0, hold=60.0)
+POLICY = Reconcile(period=5.0, settle=2.0, hold=60.0, detach_after=15.0)
 
 
 class Watch:
@@ -92,6 +92,30 @@ def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
     watch(10, "Psx", "Wad")
     watch(15, "Pss", "Wad")
     assert events(watch(17, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_a_standby_that_is_only_restarted_stays_in(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(10, "Psx", "Waa")
+    early = watch(24, "Psx", "Waa")
+    assert [(held.why, held.until) for held in early.held] == [("db3 is down, and may only be restarted", 25)]
+    assert events(watch(25, "Psx", "Waa")) == [(Detach, "db3")]
+    watch(26, "Pss", "Waa")
+    assert watch(30, "Psx", "Waa").events == (), "it has been up in between"
+
+
+def test_a_standby_that_says_one_thing_after_the_other_while_it_is_down_is_taken_out(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    for now in range(10, 25):
+        assert watch(now, "Psx" if now % 2 else "Ps-", "Waa").events == ()
+    assert events(watch(25, "Psx", "Waa")) == [(Detach, "db3")]
+
+
+def test_a_primary_that_is_dead_is_not_waited_for(watch: Watch) -> None:
+    """Another one is promoted: it comes back as something else, if it does."""
+    watch(0, "Pss", "Waa")
+    watch(10, "xPs", "aWa")
+    assert events(watch(12, "xPs", "aWa")) == [(Detach, "db1")]
 
 
 def test_one_that_denied_a_login_in_between_stays_out(watch: Watch) -> None:

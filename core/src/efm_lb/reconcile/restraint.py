@@ -4,6 +4,7 @@ Several hosts may run this at once, and hooks run beside it. They do not fight, 
 takes no step that is taken already, and keeps still while anybody else is at it:
 
 - A node whose state has just changed is about to be called about: `Reconcile.settle` seconds belong to EFM's hook.
+- A standby that is down may only be restarted: it is left in for `Reconcile.detach_after` seconds.
 - A view that has changed since the look before is somebody's work in progress: so much time again.
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
@@ -87,6 +88,7 @@ class Restraint:
         self._obeys = obeys
         self._balancers: dict[str, _Memory] = {}
         self._primaries: dict[Node, int] = {}
+        self._down: dict[Node, float] = {}
 
     def judge(
         self,
@@ -102,6 +104,7 @@ class Restraint:
         :param in_maintenance: the names of the nodes and balancers that are a person's business now
         """
         self._remember_primaries(sight.truth)
+        self._remember_outages(sight)
         memory = self._balancers.setdefault(name, _Memory())
         before, memory.view = memory.view, view
         if view is None:
@@ -159,7 +162,7 @@ class Restraint:
         node = event.node
         if node.name in in_maintenance:
             return f"{node.name} is in maintenance", float("inf")
-        settled = sight.since[node] + self._policy.settle
+        settled = (self._down[node] if isinstance(event, Detach) else sight.since[node]) + self._policy.settle
         if not isinstance(event, Detach) and sight.truth.primary:
             settled = max(settled, sight.since[sight.truth.primary] + self._policy.settle)
         elsewhere = memory.moved_to
@@ -170,6 +173,10 @@ class Restraint:
             return newer, float("inf")
         if settled > now:
             return f"{node.name} has just changed: that is for EFM's own call", settled
+        if isinstance(event, Detach) and not self._was_primary(memory, node):
+            returned = self._down[node] + self._policy.detach_after
+            if returned > now:
+                return f"{node.name} is down, and may only be restarted", returned
         if memory.busy_until > now:
             return "somebody else has just changed something there", memory.busy_until
         if memory.paused_until > now:
@@ -186,6 +193,15 @@ class Restraint:
                 self._primaries[state.node] = state.timeline
             elif state.role:
                 self._primaries.pop(state.node, None)
+
+    def _remember_outages(self, sight: Sight) -> None:
+        """Keep since when a node is down: while it starts it answers one thing after the other."""
+        gone = list(_gone(sight.truth))
+        self._down = {node: self._down.get(node, sight.since[node]) for node in gone}
+
+    def _was_primary(self, memory: _Memory, node: Node) -> bool:
+        seen = memory.view.of(node) if memory.view else None
+        return node in self._primaries or bool(seen and seen.writes)
 
     def _newer(self, truth: Truth, node: Node) -> str:
         """Who was a primary on a newer timeline when it was last heard of; empty when nobody was."""
