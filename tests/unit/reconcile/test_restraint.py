@@ -94,6 +94,17 @@ def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
     assert events(watch(17, "Pss", "Wad")) == [(Attach, "db3")]
 
 
+def test_one_that_stayed_in_as_long_as_it_was_out_is_taken_out_for_the_first_time_again(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wad")
+    watch(65, "Pss", "Wad")
+    watch.restraint.sent("pool1", True, 65)
+    watch(70, "Pss", "Waa")
+    watch(125, "Pss", "Wad")
+    assert watch(184, "Pss", "Wad").events == ()
+    assert events(watch(185, "Pss", "Wad")) == [(Attach, "db3")]
+
+
 def test_a_standby_that_is_only_restarted_stays_in(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(10, "Psx", "Waa")

@@ -243,7 +243,8 @@ class Restraint:
 
     def _stays_out(self, memory: _Memory, node: Node, role: Role, now: float) -> None:
         last = memory.out.get(node)
-        hold = min(2 * last.hold, _LONGEST_HOLD) if last else self._policy.hold
+        is_again = last is not None and now < last.until + last.hold
+        hold = min(2 * last.hold, _LONGEST_HOLD) if last and is_again else self._policy.hold
         memory.out[node] = _Out(role, hold, now + hold)
 
 
