@@ -72,6 +72,14 @@ class State:
         is_newer = _moment(call) < _moment(newest) <= time.time_ns()
         return is_newer and done == ("out" if attached else "in")
 
+    def taken_out(self, node: Node) -> float | None:
+        """When the newest call about ``node`` that was carried out was made, if it took the node out, else None.
+
+        In seconds since 1970.
+        """
+        newest, _, done = self._read(self._call_file(node)).partition(" ")
+        return _moment(newest) / 1e9 if done == "out" else None
+
     @property
     def timeline(self) -> int:
         """The newest timeline that any call on this host has seen a primary on, 0 when none has."""
@@ -82,6 +90,15 @@ class State:
     def timeline(self, timeline: int) -> None:
         self._write(f"{self._prefix}.timeline", str(timeline))
 
+    @property
+    def reconciled(self) -> str:
+        """What reconcile has kept on this host, for itself; empty when nothing."""
+        return self._read(f"{self._prefix}.reconcile", 1 << 20)
+
+    @reconciled.setter
+    def reconciled(self, text: str) -> None:
+        self._write(f"{self._prefix}.reconcile", text)
+
     def remember(self, truth: Truth) -> None:
         """Keep the timeline of the truth's primary, when it is newer than the one that is kept."""
         timeline = truth.state(truth.primary).timeline if truth.primary else None
@@ -91,13 +108,13 @@ class State:
     def _call_file(self, node: Node) -> str:
         return f"{self._prefix}.{node.name.replace('/', '_')}.call"
 
-    def _read(self, path: str) -> str:
+    def _read(self, path: str, limit: int = 200) -> str:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return ""
         try:
-            return os.read(descriptor, 200).decode("ascii", "replace").strip()
+            return os.read(descriptor, limit).decode("utf-8", "replace").strip()
         finally:
             os.close(descriptor)
 

@@ -44,6 +44,8 @@ _SETTINGS = {
     "EFM_LB_BALANCERS__PGB1__HOLD": HOLD,
     "EFM_LB_RECONCILE__SETTLE": 0.1,
     "EFM_LB_RECONCILE__DETACH_AFTER": 0.1,
+    # What a killed call has taken out is nobody's wish.
+    "EFM_LB_RECONCILE__HOLD": 0,
 }
 _CHANGES = (
     *(f"send {PCP}: {letter}" for letter in "CDJ"),  # attach, detach, promote

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from faults.model.databases import Database, Life
 from faults.model.haproxy import Haproxy
-from faults.model.hosts import World
+from faults.model.hosts import Host, World
 from faults.model.pgbouncer import Pgbouncer
 from faults.model.pgpool import Pgpool
 from faults.model.simulation import Task
@@ -68,6 +68,9 @@ def made_up(seed: str, random: Random) -> list[Event]:
         (kind,) = random.choices(kinds, weights)
         events.append(Event(at, kind, f"{seed}.{number}"))
         at += random.choice((0.0, 0.3, random.random() * 3, random.random() * 12))
+    restart = Random(f"{seed}.restart")  # apart: the other events of a seed stay the same
+    if restart.random() < 0.2:
+        events.append(Event(0.5 + restart.random() * at, "service_restarts", f"{seed}.restart"))
     return events
 
 
@@ -135,6 +138,11 @@ class Efm:
 
     def _some(self, random: Random, candidates: list[Database]) -> Database | None:
         return random.choice(candidates) if candidates else None
+
+    def _some_host(self, random: Random) -> Host | None:
+        """One that runs reconcile."""
+        hosts = [host for host in self._world.hosts.values() if host.service]
+        return random.choice(hosts) if hosts else None
 
     def _promotes(self, random: Random, old: Database, switchover: bool) -> None:
         """EFM's part after a primary is gone, or is about to be stopped."""
@@ -361,6 +369,15 @@ class Efm:
         if random.random() < 0.6:
             self._simulation.sleep(random.random() * 3)
             balancer.reload()
+
+    def service_restarts(self, random: Random) -> None:
+        """A host's reconcile ends wherever it is, and begins anew with what its host has kept."""
+        host = self._some_host(random)
+        if host is None:
+            return
+        host.ends()
+        self._simulation.sleep(random.choice((0.1, 3.0, 20.0)) * random.random())
+        host.serve()
 
     def by_hand(self, random: Random) -> None:
         """Somebody changes a balancer by hand."""

@@ -111,6 +111,7 @@ class Host:
         self.name = name
         self.world = world
         self.service: Task | None = None
+        self.ended = 0.0
         self.rounds: rounds.Rounds | None = None
         self.configuration = Configuration(
             "efm",
@@ -166,12 +167,23 @@ class Host:
             service._watch(self.configuration, False, lambda: False, vigil, self.rounds)  # type: ignore[arg-type]
 
         self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
+        self.service.began = world.simulation.now
+        if self.ended:
+            world.watch.unwatched(self.ended)
+
+    def ends(self) -> None:
+        """Kill the service."""
+        if self.service:
+            self.world.simulation.say(f"{self.name} reconcile is killed")
+            self.world.simulation.kill(self.service)
+            self.service = None
+            self.ended = self.world.simulation.now
 
     def forget(self) -> None:
         """Remove what this host has seen of timelines, and start the service again."""
         self.world.notes.pop(f"{self.configuration.state_dir}/efm.timeline", None)
         if self.service:
-            self.world.simulation.kill(self.service)
+            self.ends()
             self.serve()
 
 
@@ -588,7 +600,7 @@ def _is_abandoned(path: str) -> bool:
     return mark is not None and mark.done
 
 
-def _state_read(state: Any, path: str) -> str:
+def _state_read(state: Any, path: str, limit: int = 200) -> str:
     return _world.notes.get(path, "")
 
 

@@ -26,6 +26,7 @@ somebody else has told it something meanwhile, or in the second before.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from efm_lb import Attach, Detach, Event, Origin, Promote, Result
@@ -77,6 +78,7 @@ class Watch:
         self._crossed: dict[str, float] = {}
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
+        self._unwatched: list[tuple[float, float]] = []
         self.counts: dict[str, int] = {}
 
     def _never(self, what: str) -> None:
@@ -103,7 +105,7 @@ class Watch:
         if argv[:1] == ["attach"] and argv[2:3] in (["s"], ["standby"]) and isinstance(event, Promote):
             self._never(f"{' '.join(argv[:3])} moves writes")
         if event.origin is Origin.RECONCILE and isinstance(event, Attach):
-            self._demand_no_undoing(balancer, self._cluster.of(event.node))
+            self._demand_no_undoing(balancer, self._cluster.of(event.node), task)
         if len(primaries) == 1:
             timeline = max(state.timeline or 0 for state in truth.states if state.role is Role.PRIMARY)
             self._seen[task.host.name] = max(self._seen.get(task.host.name, 0), timeline)
@@ -114,15 +116,22 @@ class Watch:
             if newest > began and newest_wanted != wanted:
                 self._never(f"{' '.join(argv[:3])} undoes a newer call that was carried out before")
 
-    def _demand_no_undoing(self, balancer: _Balancer, database: Database) -> None:
+    def _demand_no_undoing(self, balancer: _Balancer, database: Database, task: Task) -> None:
         """Reconcile attaches what somebody has taken out on purpose: not before `hold` seconds are over.
 
         Only where nothing else can have led it to believe otherwise: before and after that detach nothing else happened
-        to the balancer or to the node, and every host has always reached it.
+        to the balancer or to the node, and every host has always reached it. A service that has begun since knows the
+        calls of its own host only, and those that were carried out.
         """
         at = self._on_purpose.get((balancer.name, database))
-        if at is None or self._simulation.now >= at + self._policy.hold or self._cluster.was_cut:
+        if at is None or self._cluster.was_cut:
             return
+        since = at
+        if task.process.began > at:
+            calls = self._done.get((task.host.name, database.node.name), ())
+            since = min((began for began, wanted, when in calls if not wanted and when >= at), default=-inf)
+        if self._simulation.now >= since + self._policy.hold:
+            return  # or it cannot know
         look = self._policy.period + 2.0
         others = [touch for touch, _ in self._touches[balancer.name] if touch != at and touch > at - look]
         changes = [change for change, _ in database.running if change > at - look]
@@ -168,6 +177,10 @@ class Watch:
             is_so = node in balancer.readers
         if not is_so:
             self._never(f"{balancer.name} is not as it was reported after {type(event).__name__} {node}")
+
+    def unwatched(self, ended: float) -> None:
+        """A reconcile service that had ended has begun to look again."""
+        self._unwatched.append((ended, self._simulation.now))
 
     def forget_timelines(self) -> None:
         """A person has told all hosts to."""
@@ -257,12 +270,14 @@ class Watch:
         """Until when a standby that is up may stay out.
 
         ``hold`` seconds after it was taken out while it was up, as far as somebody who looks once in a period can
-        tell; twice as long each further time.
+        tell, or who has just begun to look again; twice as long each further time.
         """
-        until, seconds = 0.0, self._policy.hold
+        until, seconds, period = 0.0, self._policy.hold, self._policy.period
         for at in self.out.get((balancer.name, database), ()):
-            if database.served_between(at - self._policy.period, at + self._policy.period + work):
-                until = max(until, at + seconds)
+            looks = [at, *[began for ended, began in self._unwatched if ended - period - work <= at <= began]]
+            noticed = [look for look in looks if database.served_between(look - period, look + period + work)]
+            if noticed:
+                until = max(until, max(noticed) + seconds)
                 seconds *= 2
         return until
 

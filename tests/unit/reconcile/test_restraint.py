@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from efm_lb import Attach, Detach, NodeState, Promote, Reach, Role, Truth
+from efm_lb import Attach, Detach, Node, NodeState, Promote, Reach, Role, Truth
 from efm_lb.configuration import Reconcile
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from unit.reconcile.test_differences import NODES, truth, view
 
 DB1, DB2, DB3 = NODES
 POLICY = Reconcile(period=5.0, settle=2.0, hold=60.0, detach_after=15.0)
+BEGAN = 1_700_000_000.0
+"""When the clock was 0, in seconds since 1970."""
 
 
 class Watch:
     """Looks at one balancer, ``watch(10.0, "Pss", "Waa")``; a database's state is as old as its letter is the same."""
 
     def __init__(self, policy: Reconcile = POLICY, obeys: bool = False) -> None:
+        self._policy, self._obeys, self._began = policy, obeys, BEGAN
         self.restraint = Restraint(policy, obeys)
         self._letters = ""
         self._since = dict.fromkeys(NODES, -1000.0)
@@ -28,6 +33,14 @@ class Watch:
         self._letters = databases
         sight = Sight(truth(databases), dict(self._since))
         return self.restraint.judge("pool1", sight, view(belief) if belief else None, now, maintenance)
+
+    def begins_anew(self, at: float, called_out: Mapping[Node, float] | None = None) -> None:
+        """Another process, with what this one has kept; its clock is 0 when this one's is ``at``."""
+        text = self.restraint.recollection(self._began)
+        self._began += at
+        self.restraint = Restraint(self._policy, self._obeys)
+        self.restraint.recall(text, ["pool1"], NODES, 0.0, self._began, called_out or {})
+        self._since = dict.fromkeys(NODES, 0.0)
 
 
 @pytest.fixture
@@ -127,6 +140,70 @@ def test_a_primary_that_is_dead_is_not_waited_for(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(10, "xPs", "aWa")
     assert events(watch(12, "xPs", "aWa")) == [(Detach, "db1")]
+
+
+def test_a_new_process_knows_what_the_last_one_has_seen(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wda")
+    watch(10, "Psx", "Wda")
+    watch.begins_anew(20)
+    assert watch(1, "Psx", "Wda").events == ()
+    assert events(watch(5, "Psx", "Wda")) == [(Detach, "db3")], "it was down at 10"
+    assert waiting(watch(44, "Psx", "Wda")) == ["db2 was taken out while it was up: somebody wants it so"]
+    assert events(watch(45, "Psx", "Wda")) == [(Detach, "db3"), (Attach, "db2")]
+
+
+def test_what_happened_while_no_process_looked_was_somebodys_wish(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch.begins_anew(1000)
+    watch(0, "Pss", "Wad")
+    assert waiting(watch(10, "Pss", "Wad")) == ["db3 was taken out while it was up: somebody wants it so"]
+    assert events(watch(60, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_a_new_process_knows_what_the_last_one_has_done_itself(watch: Watch) -> None:
+    watch(0, "Pss", "Wad")
+    watch.restraint.sent("pool1", True, 0, [DB3])
+    watch.begins_anew(5)
+    watch(0, "Pxs", "Waa")
+    assert events(watch(20, "Pxs", "Waa")) == [(Detach, "db2")]
+    watch.restraint.sent("pool1", True, 20, [DB3])
+    watch.begins_anew(25)
+    watch(0, "Pss", "Wdd")
+    assert waiting(watch(10, "Pss", "Wdd")) == ["db3 was taken out while it was up: somebody wants it so"]
+
+
+def test_what_efm_took_out_while_no_process_looked_stays_out_until_then(watch: Watch) -> None:
+    watch(0, "Pss", "Wad")
+    watch.begins_anew(100, {DB3: -10.0, DB2: -80.0})
+    watch(0, "Pss", "Wdd")
+    assert [held.until for held in watch(10, "Pss", "Wdd").held] == [60, 50], "db2 was there at the last look"
+
+
+def test_what_efm_took_out_before_the_very_first_look_stays_out(watch: Watch) -> None:
+    watch.begins_anew(100, {DB2: -80.0, DB3: -10.0})
+    assert events(watch(5, "Pss", "Wdd")) == [(Attach, "db2")], "that was long ago"
+    watch(10, "Pss", "Wad")
+    assert waiting(watch(20, "Pss", "Wad")) == ["db3 was taken out while it was up: somebody wants it so"]
+    assert watch(49, "Pss", "Wad").events == ()
+    assert events(watch(50, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "out\tpool1\tdb3\tstandby\tnan\t1e9", "saw\tpool1\tdb3", "moved\tpool1\tdb9", "x"]
+)
+def test_what_makes_no_sense_means_nothing(watch: Watch, text: str) -> None:
+    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN, {})
+    assert events(watch(5, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_a_wrong_clock_makes_nobody_wait_for_years(watch: Watch) -> None:
+    text = f"out\tpool1\tdb3\tstandby\t9e9\t{BEGAN + 9e9}\ndown\tdb2\t{BEGAN + 9e9}"
+    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN, {})
+    assert [(held.event.node.name, held.until) for held in watch(10, "Pxs", "Wad").held] == [
+        ("db2", 15),
+        ("db3", 3600),
+    ]
 
 
 def test_one_that_denied_a_login_in_between_stays_out(watch: Watch) -> None:
@@ -264,6 +341,23 @@ def test_a_standby_that_loses_the_writes_does_not_stay_out(watch: Watch) -> None
     watch(5, "sPs", "Waa")
     watch(6, "sPs", "daa")
     assert events(watch(8, "sPs", "daa")) == [(Promote, "db2"), (Attach, "db1")]
+
+
+def test_writes_that_were_moved_to_a_silent_node_while_no_process_looked_stay_there() -> None:
+    """The service is started again after the network was cut: that is no old file."""
+    sight = {letters: Sight(truth(letters), dict.fromkeys(NODES[:2], -1000.0)) for letters in ("Ps", "P-")}
+    for is_promoted in (False, True):
+        before, after = Restraint(POLICY), Restraint(POLICY)
+        before.judge("pool1", sight["Ps"], view("Wa"), 0.0)
+        after.recall(before.recollection(BEGAN), ["pool1"], NODES[:2], 50.0, BEGAN, {})
+        now = sight["P-"]
+        if is_promoted:
+            primary, silent = now.truth.states
+            now = now._replace(truth=Truth((primary._replace(timeline=3), silent)))
+        after.judge("pool1", now, view("aW"), 50.0)
+        verdict = after.judge("pool1", now, view("aW"), 100.0)
+        assert bool(verdict.events) is is_promoted, "db1 was promoted since: it is db2 that missed something"
+        assert is_promoted or waiting(verdict)[0] == "somebody has moved the writes to db2, which is silent here"
 
 
 def test_two_hosts_that_see_different_things_do_not_undo_each_other_for_ever() -> None:

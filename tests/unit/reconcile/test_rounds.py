@@ -15,6 +15,7 @@ from efm_lb import Balancer, Event, Outcome, View, hookimpl, lock
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary, Reconcile
 from efm_lb.reconcile.restraint import Sight
 from efm_lb.reconcile.rounds import Rounds
+from efm_lb.state import State, new_call
 from unit.reconcile.test_differences import NODES, truth, view
 
 
@@ -38,7 +39,7 @@ class World:
         self.view: View = view("Waa")
         self.answer = Outcome.changed("done")
         self.told: list[Event] = []
-        configuration = Configuration(
+        self.configuration = Configuration(
             "efm",
             NODES,
             {},
@@ -50,8 +51,12 @@ class World:
             (AdapterSource("fake", "fake_rounds_adapter", "", "fake-dist", "1"),),
             Reconcile(settle=0.0),
         )
-        self.rounds = Rounds(configuration, self.databases)  # type: ignore[arg-type]
         self.journal = state_dir / "efm.journal"
+        self.begin()
+
+    def begin(self) -> None:
+        """Another process."""
+        self.rounds = Rounds(self.configuration, self.databases)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -112,3 +117,26 @@ def test_a_host_that_is_cut_off_does_not_call_that_right(world: World) -> None:
     done = world.rounds.play(0.0)
     assert done.outcomes == {}
     assert not done.is_right
+
+
+def test_one_look_knows_what_the_one_before_has_seen(world: World) -> None:
+    world.databases.letters = "Pss"
+    assert world.rounds.play(0.0).is_right
+    world.view = view("Wad")
+    world.begin()
+    assert world.rounds.play(0.0).lines == (
+        "pool1: attach db3 waits: db3 was taken out while it was up: somebody wants it so",
+    )
+    assert world.told == []
+
+
+def test_the_very_first_look_knows_efms_calls_on_this_host(world: World) -> None:
+    world.databases.letters = "Pss"
+    world.view = view("Wdd")
+    state = State(world.configuration.state_dir, "efm")
+    state.note(NODES[2], new_call(), attached=False)
+    state.note(NODES[1], new_call(), attached=True)
+    world.begin()
+    lines = world.rounds.play(0.0).lines
+    assert "pool1: attach db3 waits: db3 was taken out while it was up: somebody wants it so" in lines
+    assert [event.node.name for event in world.told] == ["db2"]

@@ -57,7 +57,7 @@ class Reconcile(BaseModel):
     )
     detach_after: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
         default=15,
-        description="Seconds that a standby must have been down before it is taken out: one that is restarted stays in.",
+        description="Seconds that a standby has to be down before it is taken out: one that is restarted stays in.",
     )
     hold: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
         default=60, description="Seconds that a standby stays out which somebody has taken out while it is up."

@@ -17,11 +17,13 @@ takes no step that is taken already, and keeps still while anybody else is at it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from math import inf
 from typing import NamedTuple
 
 from efm_lb.configuration import Reconcile
 from efm_lb.events import Detach, Event, Promote
 from efm_lb.reconcile.differences import GONE, differences
+from efm_lb.reconcile.memory import LONGEST_HOLD, Memory, Out, restored, text_of
 from efm_lb.truth import Node, Reach, Role, Truth
 from efm_lb.views import View
 
@@ -30,7 +32,6 @@ __all__ = ["Held", "Judgement", "Restraint", "Sight"]
 _FIRST_PAUSE = 1.0
 """Seconds without a try after a balancer's first failure."""
 _LONGEST_PAUSE = 60.0
-_LONGEST_HOLD = 3600.0
 
 
 class Sight(NamedTuple):
@@ -86,9 +87,34 @@ class Restraint:
     def __init__(self, policy: Reconcile, obeys: bool = False) -> None:
         self._policy = policy
         self._obeys = obeys
-        self._balancers: dict[str, _Memory] = {}
+        self._balancers: dict[str, Memory] = {}
         self._primaries: dict[Node, int] = {}
         self._down: dict[Node, float] = {}
+        self._called_out: Mapping[Node, float] = {}
+
+    def recall(
+        self,
+        text: str,
+        names: Collection[str],
+        nodes: Iterable[Node],
+        now: float,
+        since: float,
+        called_out: Mapping[Node, float],
+    ) -> None:
+        """Go on where another process has ended.
+
+        :param text: its `recollection`
+        :param names: of the balancers that there are
+        :param now: by this one's clock
+        :param since: when that clock was 0, in seconds since 1970
+        :param called_out: when EFM called about those nodes that its last call took out, by this one's clock
+        """
+        self._balancers, self._down = restored(text, names, nodes, now, since)
+        self._called_out = called_out
+
+    def recollection(self, since: float) -> str:
+        """What another process must know to go on."""
+        return text_of(self._balancers, self._down, since)
 
     def judge(
         self,
@@ -105,12 +131,14 @@ class Restraint:
         """
         self._remember_primaries(sight.truth)
         self._remember_outages(sight)
-        memory = self._balancers.setdefault(name, _Memory())
+        memory = self._balancers.setdefault(name, Memory())
         before, memory.view = memory.view, view
         if view is None:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
             return Judgement()
         self._notice(memory, sight, before, view, now)
+        primary = sight.truth.primary
+        memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
             memory.busy_until = now + self._policy.settle
         memory.is_own_work = False
@@ -140,7 +168,7 @@ class Restraint:
         :param is_right: it made a difference; sending again what makes none helps nobody
         :param attached: the nodes that were put in
         """
-        memory = self._balancers.setdefault(name, _Memory())
+        memory = self._balancers.setdefault(name, Memory())
         memory.is_own_work = True
         memory.put_in = tuple(attached)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
@@ -156,7 +184,7 @@ class Restraint:
         return ""
 
     def _objection(
-        self, memory: _Memory, event: Event, sight: Sight, now: float, in_maintenance: Collection[str]
+        self, memory: Memory, event: Event, sight: Sight, now: float, in_maintenance: Collection[str]
     ) -> tuple[str, float]:
         """Why an event is not sent now, and until when; an empty text for no reason at all."""
         node = event.node
@@ -199,7 +227,7 @@ class Restraint:
         gone = list(_gone(sight.truth))
         self._down = {node: self._down.get(node, sight.since[node]) for node in gone}
 
-    def _was_primary(self, memory: _Memory, node: Node) -> bool:
+    def _was_primary(self, memory: Memory, node: Node) -> bool:
         seen = memory.view.of(node) if memory.view else None
         return node in self._primaries or bool(seen and seen.writes)
 
@@ -213,13 +241,15 @@ class Restraint:
                 )
         return ""
 
-    def _notice(self, memory: _Memory, sight: Sight, before: View | None, view: View, now: float) -> None:
+    def _notice(self, memory: Memory, sight: Sight, before: View | None, view: View, now: float) -> None:
         """Keep account of the nodes that were taken out while they were up."""
         for node in _gone(sight.truth):
             memory.out.pop(node, None)
+        called = self._notice_calls(memory, sight.truth, view, now) if memory.is_first_look else ()
+        memory.is_first_look = False
         if before is None:
             return
-        moved = _moved(sight.truth, before, view)
+        moved = _moved(sight.truth, memory.timeline, before, view)
         if moved and not memory.is_own_work:
             memory.moved_to = moved
         elif memory.moved_to and not _is_hidden(sight.truth, view, memory.moved_to):
@@ -238,39 +268,25 @@ class Restraint:
             served = was is not None and bool(was.attached) and not was.writes
             taken_out = role is Role.STANDBY and not moves and served and seen.attached is False
             obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
-            if role and (taken_out or obeyed):
+            if role and seen.node not in called and (taken_out or obeyed):
                 self._stays_out(memory, seen.node, role, now)
 
-    def _stays_out(self, memory: _Memory, node: Node, role: Role, now: float) -> None:
+    def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
+        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are."""
+        found = []
+        for seen in view.nodes:
+            role, until = truth.role(seen.node), self._called_out.get(seen.node, -inf) + self._policy.hold
+            is_out = seen.attached is False if role is Role.STANDBY else self._obeys and not _writers(view)
+            if role and is_out and until > now and seen.node not in memory.out:
+                memory.out[seen.node] = Out(role, self._policy.hold, min(until, now + self._policy.hold))
+                found.append(seen.node)
+        return found
+
+    def _stays_out(self, memory: Memory, node: Node, role: Role, now: float) -> None:
         last = memory.out.get(node)
         is_again = last is not None and now < last.until + last.hold
-        hold = min(2 * last.hold, _LONGEST_HOLD) if last and is_again else self._policy.hold
-        memory.out[node] = _Out(role, hold, now + hold)
-
-
-class _Out(NamedTuple):
-    """A node that somebody has taken out.
-
-    :param role: the one that it had; in the other one it is wanted elsewhere
-    """
-
-    role: Role
-    hold: float
-    until: float
-
-
-class _Memory:
-    """What is remembered of one balancer."""
-
-    def __init__(self) -> None:
-        self.view: View | None = None
-        self.is_own_work = False
-        self.put_in: tuple[Node, ...] = ()
-        self.busy_until = 0.0
-        self.pause = 0.0
-        self.paused_until = 0.0
-        self.out: dict[Node, _Out] = {}
-        self.moved_to: Node | None = None
+        hold = min(2 * last.hold, LONGEST_HOLD) if last and is_again else self._policy.hold
+        memory.out[node] = Out(role, hold, now + hold)
 
 
 def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool]]:
@@ -281,10 +297,16 @@ def _writers(view: View) -> list[Node]:
     return [seen.node for seen in view.nodes if seen.writes]
 
 
-def _moved(truth: Truth, before: View, view: View) -> Node | None:
-    """The silent node that writes go to now, and went to the only live primary before."""
+def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:
+    """The silent node that writes go to now, and went to the only live primary before.
+
+    :param timeline: the primary's before, None when it was not known; on a newer one it was promoted since
+    """
     primary = truth.primary
     if primary is None or _writers(before) != [primary]:
+        return None
+    own = truth.state(primary).timeline
+    if own is not None and timeline is not None and own > timeline:
         return None
     return next((node for node in _writers(view) if _is_hidden(truth, view, node)), None)
 

@@ -61,6 +61,9 @@ class Rounds:
         self._state = State(configuration.state_dir, configuration.cluster)
         obeys = configuration.detach_live_primary is DetachLivePrimary.OBEY
         self._restraint = Restraint(configuration.reconcile, obeys)
+        self._clock_began = time.time() - time.monotonic()
+        self._kept = self._state.reconciled
+        self._recall()
         self._dispatcher = Dispatcher(configuration)
         self._in_vain: dict[tuple[str, str, str], str] = {}
         self._locked_since = float("inf")
@@ -109,7 +112,22 @@ class Rounds:
         lines += [*self._complaints, *_unsolved(sight, views, verdicts, outcomes)]
         self._complaints.clear()
         is_right = _is_right(sight, views, verdicts, outcomes)
+        self._keep()
         return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf")))
+
+    def _recall(self) -> None:
+        """Go on where the last process has ended."""
+        nodes, began = self._configuration.nodes, self._clock_began
+        names = [balancer.name for balancer in self._configuration.balancers]
+        calls = {node: self._state.taken_out(node) for node in nodes}
+        called_out = {node: at - began for node, at in calls.items() if at is not None}
+        self._restraint.recall(self._kept, names, nodes, time.monotonic(), began, called_out)
+
+    def _keep(self) -> None:
+        """Write down what the next process must know."""
+        text = self._restraint.recollection(self._clock_began)
+        if text != self._kept:
+            self._state.reconciled = self._kept = text
 
     def _turn(self, patience: float) -> tuple[int | None, list[str]]:
         """The lock of this host's calls: its descriptor, 0 when there is none to be had, None when a call holds it."""
