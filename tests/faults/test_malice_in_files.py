@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -117,7 +118,10 @@ HAPROXY = with_variants(
     *blocks(read("docs/haproxy.md"), "text"),
     'listen "w"\n  server n1 "10.0.0.1:5444" cookie \'disabled\' disabled#why\n'
     '  server n2 "${A}":1 check\\ x # disabled\n',
+    "listen w\n  server n1 10.0.0.1:1 # efm-lb: writes follow timeline 7\n"
+    "  server n2 10.0.0.1:1 disabled # why # efm-lb: writes follow timeline 65, says Bob\n",
 )
+OURS = re.compile(rb"[#;] efm-lb: writes follow timeline [0-9]+")
 
 
 @fuzzed(300, 30_000, content=damaged(*HAPROXY), choice=st.integers(0, 2**32))
@@ -136,6 +140,14 @@ def test_haproxys_file(content: bytes, choice: int) -> None:
     told = {line.number: line.disabled for line in server_lines(after) if line.number in wanted}
     assert {n: d for n, d in told.items() if n not in excused} == {n: d for n, d in wanted.items() if n not in excused}
     plain = {number: False for number in wanted if not servers[number].disabled and b"disabled" not in content}
+    timelines = {number: None if choice >> number & 1 else 1 + choice for number in wanted}
+    marked = haproxy_edited(content, wanted, timelines)
+    assert [line.values for line in lines(marked)] == [line.values for line in lines(after)], "haproxy reads the same"
+    for number, (old, new) in enumerate(zip(after.split(b"\n"), marked.split(b"\n"), strict=True), 1):
+        assert old == new or (number in wanted and (OURS.search(old) or OURS.search(new)))
+    assert haproxy_edited(marked, wanted, timelines) == marked, "twice is once"
+    if not OURS.search(content):
+        assert haproxy_edited(marked, {}, dict.fromkeys(wanted)) == after, "a mark that is taken away leaves nothing"
     there = haproxy_edited(content, dict.fromkeys(plain, True))
     assert haproxy_edited(there, plain) == content, "forth and back"
     state_files({"haproxy.cfg": content})
@@ -149,6 +161,8 @@ PGBOUNCER = with_variants(
     "app = host = 10.0.0.1 password='it''s # host=x' port = 5444\n"
     "\tapp_ro\t= host='/run/x y' port=1 ; no\nother = dbname=app\n",
     "\"quoted name\" = host=x\napp=host=a port=1\napp_ro=port=2 connect_query='select 1'\n",
+    "; efm-lb: writes follow timeline 7\napp = host=10.0.0.1\n\n; efm-lb: writes follow timeline 65, says Bob\n"
+    "# no\n; efm-lb: writes follow timeline 3\napp_ro = host=10.0.0.1\n",
 )
 LOCATIONS = st.builds(
     Location,
@@ -180,6 +194,15 @@ def test_pgbouncers_file(content: bytes, wanted: dict[str, Location]) -> None:
         kept = [(pair.name, pair.value) for pair in old_entry.pairs if pair.name not in (b"host", b"port")]
         assert [(pair.name, pair.value) for pair in entry.pairs if pair.name not in (b"host", b"port")] == kept
     assert pgbouncer_edited(after, wanted) == after, "twice is once"
+    marked = pgbouncer_edited(content, wanted, dict.fromkeys(wanted, 8))
+    read, again = (
+        [(entry.name, [(pair.name, pair.value) for pair in entry.pairs]) for entry in parse(each).entries]
+        for each in (after, marked)
+    )
+    assert read == again, "PgBouncer reads the same"
+    assert pgbouncer_edited(marked, wanted, dict.fromkeys(wanted, 8)) == marked, "twice is once"
+    for old in set(after.split(b"\n")) - set(marked.split(b"\n")):
+        assert OURS.search(old), "only a line of ours goes"
     there = {name: location_of(entry_of(name, before)) for name in wanted}
     if all(location.hosts for location in there.values()):
         with contextlib.suppress(EntryError):  # what nobody would write, such as two commas

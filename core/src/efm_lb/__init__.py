@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from efm_lb.balancers import Balancer
     from efm_lb.connection import Connection, ConnectionFailed, Reply, StatementFailed
     from efm_lb.events import Attach, Detach, Event, Origin, Promote
+    from efm_lb.fence import TimelineMark, demand_not_older, timeline_mark, timeline_marks
     from efm_lb.hookspecs import hookimpl
     from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
     from efm_lb.replace import read_file, replace_file
@@ -41,11 +42,15 @@ __all__ = [
     "Severity",
     "StatementFailed",
     "TemporaryError",
+    "TimelineMark",
     "Truth",
     "View",
+    "demand_not_older",
     "hookimpl",
     "read_file",
     "replace_file",
+    "timeline_mark",
+    "timeline_marks",
 ]
 
 
@@ -53,6 +58,7 @@ _HOMES = {
     "balancers": ("Balancer",),
     "connection": ("Connection", "ConnectionFailed", "Reply", "StatementFailed"),
     "events": ("Attach", "Detach", "Event", "Origin", "Promote"),
+    "fence": ("TimelineMark", "demand_not_older", "timeline_mark", "timeline_marks"),
     "hookspecs": ("hookimpl",),
     "outcomes": ("Outcome", "PermanentError", "Result", "TemporaryError"),
     "replace": ("read_file", "replace_file"),

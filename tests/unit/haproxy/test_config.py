@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from efm_lb_haproxy.config import edited, lines, server_lines, words
+from efm_lb_haproxy.config import edited, lines, marked, server_lines, words
 from unit.haproxy.haproxy_model import CONFIG
 
 PROXY = b"listen w\n"
@@ -207,6 +209,79 @@ def test_lines_that_are_no_server_lines_are_never_touched() -> None:
     assert edited(content, dict.fromkeys(range(1, 8), False)) == content
 
 
+M7 = b"# efm-lb: writes follow timeline 7"
+M8 = b"# efm-lb: writes follow timeline 8"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b" server a 1.1.1.1:1\n", b" server a 1.1.1.1:1 %b\n" % M8),
+        (b" server a 1.1.1.1:1", b" server a 1.1.1.1:1 %b" % M8),
+        (b" server a 1.1.1.1:1 \t\r\n", b" server a 1.1.1.1:1 \t %b\r\n" % M8),
+        (b" server a 1.1.1.1:1  # why\n", b" server a 1.1.1.1:1  # why %b\n" % M8),
+        (b" server a 1.1.1.1:1#why\n", b" server a 1.1.1.1:1#why %b\n" % M8),
+        # A space would be a part of the word before it.
+        (b" server a 1.1.1.1:1 check\\\n", b" server a 1.1.1.1:1 check\\\t%b\n" % M8),
+        (b" server a 1.1.1.1:1 'x #'\n", b" server a 1.1.1.1:1 'x #' %b\n" % M8),
+    ],
+)
+def test_a_mark_is_put_behind_all_else_and_taken_away_again(before: bytes, after: bytes) -> None:
+    assert edited(PROXY + before, {}, {2: 8}) == PROXY + after
+    assert edited(PROXY + after, {}, {2: 8}) == PROXY + after
+    assert edited(PROXY + after, {}, {2: None}) == PROXY + before
+    assert edited(PROXY + before, {}, {2: None}) == PROXY + before
+    assert marked(PROXY + after, ["w"]) == [(2, 8)]
+    assert marked(PROXY + before, ["w"]) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "marked_8", "unmarked"),
+    [
+        (b"server a 1.1.1.1:1 %b\n" % M7, b"server a 1.1.1.1:1 %b\n" % M8, b"server a 1.1.1.1:1\n"),
+        (b"server a 1.1.1.1:1%b\n" % M7, b"server a 1.1.1.1:1%b\n" % M8, b"server a 1.1.1.1:1\n"),
+        (b"server a 1.1.1.1:1 # why %b \r\n" % M7, b"server a 1.1.1.1:1 # why %b \r\n" % M8, b"server a 1.1.1.1:1 # why \r\n"),
+        # What somebody has written behind it stays, and stays a comment.
+        (b"server a 1.1.1.1:1 %b Bob\n" % M7, b"server a 1.1.1.1:1 %b Bob\n" % M8, b"server a 1.1.1.1:1 # Bob\n"),
+        (b"server a 1.1.1.1:1 %b %b\n" % (M8, M7), b"server a 1.1.1.1:1 %b\n" % M8, b"server a 1.1.1.1:1\n"),
+        (b"server a 1.1.1.1:1 %b Bob %b\n" % (M7, M7), b"server a 1.1.1.1:1 # Bob %b\n" % M8, b"server a 1.1.1.1:1 # Bob\n"),
+    ],
+)  # fmt: skip
+def test_a_mark_is_replaced_and_there_is_never_a_second_one(before: bytes, marked_8: bytes, unmarked: bytes) -> None:
+    assert edited(PROXY + before, {}, {2: 8}) == PROXY + marked_8
+    assert edited(PROXY + before, {}, {2: None}) == PROXY + unmarked
+    assert edited(PROXY + before, {}, {1: 8}) == PROXY + before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"server a 1.1.1.1:1 '%b'\n" % M7,
+        b"server a 1.1.1.1:1 # efm-lb: writes follow timeline\n",
+        b"server a 1.1.1.1:1 %b%b\n" % (M7, b"9" * 10),
+        b"# server a 1.1.1.1:1 %b\n" % M7,
+        b"bind :5000 %b\n" % M7,
+        b"server-template a 3 1.1.1.1:1 %b\n" % M7,
+        b"listen other\nserver a 1.1.1.1:1 %b\n" % M7,
+        b"peers w\nserver a 1.1.1.1:1 %b\n" % M7,
+    ],
+)
+def test_what_only_looks_like_a_mark(text: bytes) -> None:
+    assert marked(PROXY + text, ["w"]) == []
+    assert edited(PROXY + text, {}, {2: None}) == PROXY + text
+
+
+def test_on_and_off_again_beside_a_mark() -> None:
+    line = b" server a 1.1.1.1:1 check%b # why %b\n"
+    assert (
+        edited(PROXY + line % (b"", M7), {2: True}, {2: None}) == PROXY + b" server a 1.1.1.1:1 check disabled # why\n"
+    )
+    assert edited(PROXY + line % (b" disabled", M7), {2: False}, {2: 8}) == PROXY + line % (b"", M8)
+    assert edited(PROXY + line % (b"", M7), {2: True}) == PROXY + line % (b" disabled", M7)
+
+
+OURS = re.compile(rb"# efm-lb: writes follow timeline [0-9]{1,10}(?![0-9])")
+"""A mark, found in another way than the editor finds it."""
 BLANK = st.sampled_from([b" ", b"\t", b"  ", b" \t "])
 OPTION = st.sampled_from(
     [
@@ -230,7 +305,9 @@ SERVER = st.builds(
     st.integers(1, 9),
     st.lists(OPTION, max_size=5),
     BLANK,
-    st.sampled_from([b"", b" ", b"\r", b" # disabled", b"#x"]),
+    st.sampled_from(
+        [b"", b" ", b"\r", b" # disabled", b"#x", b" " + M7, b"%b Bob%b\r" % (M7, M8), b" # " + M8 + b"12345678901"]
+    ),
 )
 OTHER = st.one_of(
     st.sampled_from(
@@ -257,6 +334,45 @@ def test_only_wanted_server_lines_change_and_only_by_that_word(content: bytes, w
     assert edited(after, wanted) == after, "twice is once"
 
 
+def bare(line: bytes) -> bytes:
+    """A line without its marks, and without what may be left of or put before one: blanks, and the signs of comments."""
+    return OURS.sub(b"", line).translate(None, b"# \t\r") if OURS.search(line) else line
+
+
+@given(
+    FILE,
+    st.dictionaries(st.integers(1, 22), st.booleans()),
+    st.dictionaries(st.integers(1, 22), st.none() | st.integers(1, 2**32 - 1)),
+)
+def test_a_mark_changes_nothing_but_marks(
+    content: bytes, wanted: dict[int, bool], timelines: dict[int, int | None]
+) -> None:
+    without, after = edited(content, wanted), edited(content, wanted, timelines)
+    assert [line[:-1] for line in lines(after)] == [line[:-1] for line in lines(without)]
+    assert [line.values for line in lines(after)] == [line.values for line in lines(without)], "haproxy reads the same"
+    servers = {line.number for line in lines(content) if line.keyword == b"server"}
+    for number, (old, new) in enumerate(zip(without.split(b"\n"), after.split(b"\n"), strict=True), start=1):
+        if number not in timelines or number not in servers:
+            assert old == new
+        elif old != new:
+            marked_one = old if OURS.search(old) else new
+            other = new if marked_one is old else old
+            assert bare(marked_one) == (bare(other) if OURS.search(other) else other.translate(None, b"# \t\r"))
+    told = dict(marked(after, ["w", "r"]))
+    for line in server_lines(after):
+        if line.number in timelines and not line.template:
+            assert told.get(line.number) == timelines[line.number]
+    assert edited(after, wanted, timelines) == after, "twice is once"
+    again = edited(edited(after, {}, dict.fromkeys(timelines, 5)), {}, timelines)
+    assert again == after or None in timelines.values(), "a mark in place of a mark is the same file"
+
+
+@given(FILE, st.dictionaries(st.integers(1, 22), st.integers(1, 2**32 - 1)))
+def test_a_mark_taken_away_again_is_the_same_file(content: bytes, timelines: dict[int, int]) -> None:
+    assume(not OURS.search(content))
+    assert edited(edited(content, {}, timelines), {}, dict.fromkeys(timelines)) == content
+
+
 @given(FILE, st.dictionaries(st.integers(1, 22), st.booleans()))
 def test_what_is_wanted_is_what_the_file_then_says(content: bytes, wanted: dict[int, bool]) -> None:
     after = {line.number: line for line in server_lines(edited(content, wanted))}
@@ -281,4 +397,4 @@ def test_back_again_is_the_same_file(content: bytes) -> None:
 @given(st.binary(max_size=200), st.dictionaries(st.integers(1, 9), st.booleans()))
 def test_no_file_is_too_strange(content: bytes, wanted: dict[int, bool]) -> None:
     server_lines(content)
-    edited(content, wanted)
+    edited(content, wanted, {number: 8 if place else None for number, place in wanted.items()})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 import pytest
 
-from efm_lb import Attach, Detach, PermanentError, Promote, Result, TemporaryError
+from efm_lb import Attach, Detach, PermanentError, Promote, Result, TemporaryError, Truth
 from efm_lb_haproxy import adapter, drive, persist, validate
 from unit.haproxy.haproxy_model import CONFIG, NODES, FakeHaproxy, Model, balancer, disabled, truth
 
@@ -218,6 +219,123 @@ def test_all_branches_of_a_condition_are_kept_alike(haproxy, config):
     config.write_text(text)
     send(haproxy, PROMOTE, config=[str(config)])
     assert disabled(config, "w") == "n1 n3"
+
+
+MARK = "# efm-lb: writes follow timeline "
+MARKED = CONFIG.replace("# the first", f"# the first {MARK}7")
+
+
+def on_timeline(timeline, letters="xPs"):
+    """A promote of the second node, on a timeline of its own."""
+    first, second, third = truth(letters).states
+    return Promote(NODES[1], Truth((first, second._replace(timeline=timeline), third)))
+
+
+def test_the_file_remembers_the_timeline(haproxy, config):
+    send(haproxy, on_timeline(7), config=[str(config)])
+    assert config.read_text().splitlines()[3:7] == [
+        "listen w",
+        "    server n1 10.0.0.1:5444 check disabled     # the first",
+        f"    server n2 10.0.0.2:5444 check {MARK}7",
+        "    server n3 10.0.0.3:5444 check disabled",
+    ]
+    assert config.read_text().count(MARK) == 1
+    assert send(haproxy, on_timeline(7), config=[str(config)]).result is Result.UNCHANGED
+
+
+def test_a_file_that_is_right_is_not_written_because_of_a_timeline(haproxy, config):
+    send(haproxy, on_timeline(7), config=[str(config)])
+    before = config.read_text()
+    assert send(haproxy, on_timeline(8), config=[str(config)]).result is Result.UNCHANGED
+    assert config.read_text() == before
+
+
+def test_what_moves_no_writes_leaves_the_mark(haproxy, config):
+    config.write_text(MARKED)
+    assert send(haproxy, Detach(NODES[0], truth("xss")), config=[str(config)]).result is Result.CHANGED
+    assert send(haproxy, Attach(NODES[0], truth("ssP")), config=[str(config)]).result is Result.CHANGED
+    assert f"server n1 10.0.0.1:5444 check disabled     # the first {MARK}7\n" in config.read_text()
+
+
+@pytest.mark.parametrize("hook", [adapter.efm_lb_promote, adapter.efm_lb_plan])
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_older_timeline_gets_no_writes(haproxy, model, config, hook, moved):
+    """Also when nothing would change: it is told by day, and not at the next failover."""
+    config.write_text(MARKED)
+    if moved:
+        send(haproxy, on_timeline(7), config=[str(config)])
+        model.sent.clear()
+    before = config.read_text()
+    with pytest.raises(PermanentError) as caught:
+        hook(on_timeline(6), balancer(haproxy.path, config=[str(config)]), time.monotonic() + 5)
+    assert str(caught.value) == (
+        f"{config}:{6 if moved else 5}: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6: it has missed a"
+        " promotion, so it gets no writes: stop it. Only where the cluster was built anew (pg_upgrade, initdb, a"
+        " restore), which may begin with timeline 1 again, remove the mark, and call again: sed -i --follow-symlinks"
+        f" 's/ *# efm-lb: writes follow timeline [0-9]*$//' {config}"
+    )
+    assert model.sent == [], "the runtime comes first, but not that first"
+    assert config.read_text() == before
+
+
+def test_the_command_of_the_refusal_is_all_that_it_takes(haproxy, config):
+    config.write_text(MARKED)
+    with pytest.raises(PermanentError) as caught:
+        send(haproxy, on_timeline(6), config=[str(config)])
+    subprocess.run(str(caught.value).rpartition("call again: ")[2], shell=True, check=True)
+    assert config.read_text() == CONFIG
+    assert send(haproxy, on_timeline(6), config=[str(config)]).result is Result.CHANGED
+
+
+@pytest.mark.parametrize("timeline", [7, 8, None])
+def test_the_same_timeline_a_newer_one_and_one_that_is_not_known_go_through(haproxy, config, timeline):
+    config.write_text(MARKED)
+    assert send(haproxy, on_timeline(timeline), config=[str(config)]).result is Result.CHANGED
+    assert (disabled(config, "w"), config.read_text().count(MARK)) == ("n1 n3", 1)
+    place = f"10.0.0.2:5444 check {MARK}{timeline}\n" if timeline else f"# the first {MARK}7\n"
+    assert place in config.read_text()
+
+
+def test_a_haproxy_that_is_down_is_fenced_by_its_file_as_well(tmp_path, config):
+    config.write_text(MARKED)
+    there = balancer(str(tmp_path / "none.sock"), config=[str(config)])
+    with pytest.raises(
+        TemporaryError, match=r"CONFIG is not right .*:5: writes follow timeline 7, and 10\.0\.0\.2:5444"
+    ):
+        adapter.efm_lb_promote(on_timeline(6), there, time.monotonic() + 5)
+    assert config.read_text() == MARKED
+
+
+def test_several_files_and_proxies_are_fenced_and_marked_each(haproxy, model, tmp_path):
+    model.servers["v"] = {name: list(server) for name, server in model.servers["w"].items()}
+    write, read = CONFIG.split("backend r\n")
+    texts = (write, write.replace("listen w", "backend v").replace("# the first", f"{MARK}5"), "backend r\n" + read)
+    paths = [tmp_path / name for name in ("a.cfg", "b c.cfg", "d.cfg")]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    given = {"config": [str(path) for path in paths], "write": ["w", "v"]}
+    with pytest.raises(PermanentError, match=rf"^{tmp_path}/b c.cfg:5: .* call again: sed .* '{tmp_path}/b c.cfg'$"):
+        send(haproxy, on_timeline(4), **given)
+    assert (model.ready("w"), model.sent) == (["n1"], [])
+    send(haproxy, on_timeline(6), **given)
+    assert [[line for line in path.read_text().splitlines() if "efm-lb" in line] for path in paths] == [
+        [f"    server n2 10.0.0.2:5444 check {MARK}6"],
+        [f"    server n2 10.0.0.2:5444 check {MARK}6"],
+        [],
+    ]
+
+
+def test_a_mark_that_somebody_else_writes_meanwhile_counts(haproxy, config, monkeypatch):
+    replace_file = persist.replace_file
+
+    def interfere(path, expected, content):
+        config.write_text(MARKED)
+        replace_file(path, expected, content)
+
+    monkeypatch.setattr(persist, "replace_file", interfere)
+    with pytest.raises(PermanentError, match="not kept, .*: writes follow timeline 7, and"):
+        send(haproxy, on_timeline(6), config=[str(config)])
+    assert config.read_text() == MARKED
 
 
 def test_a_server_that_does_not_stay_ready(haproxy, model):

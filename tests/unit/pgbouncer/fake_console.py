@@ -160,7 +160,7 @@ class FakeConsole:
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.places = {}
-        self._load()
+        self.load()
         self._accepting = Accepting(listener, self._answer)
 
     @property
@@ -211,7 +211,7 @@ class FakeConsole:
         if words[0] == "SHOW":
             return self._show(words[1])
         if words[0] == "RELOAD":
-            self._load()
+            self.load()
         elif words[0] == "SET":
             self.retry = f"{float(words[-1].strip(chr(39))):g}"
         elif words[1] not in self.places:
@@ -257,7 +257,7 @@ class FakeConsole:
             columns, rows = ("version",), [{"version": "PgBouncer 1.18.0"}]
         return Answer("SHOW", rows, columns)
 
-    def _load(self):
+    def load(self):
         found = re.findall(r"^(\w+) = host=(\S+) port=(\d+)", self.config.read_text(), re.MULTILINE)
         self.places = {name: (host, port) for name, host, port in found}
         self.retry = RETRY

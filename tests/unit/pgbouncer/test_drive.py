@@ -6,12 +6,13 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError, Truth
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import adapter, drive
 from efm_lb_pgbouncer.console import Session
@@ -41,7 +42,9 @@ PROMOTE = Promote(NODES[1], truth("sPs"))
 LIFTED = f"{(1 + os.getpid() % 900) / 1e6:f}"
 SET = f"SET server_login_retry = '{LIFTED}'"
 DETACH = Detach(NODES[2], truth("Pss"))
-MOVED = ENTRIES.replace("host=10.0.0.1", "host=10.0.0.2").replace("10.0.0.2,10.0.0.3", "10.0.0.3")
+MOVED = ENTRIES.replace("app = host=10.0.0.1", "; efm-lb: writes follow timeline 1\napp = host=10.0.0.2").replace(
+    "10.0.0.2,10.0.0.3", "10.0.0.3"
+)
 
 
 @pytest.fixture
@@ -286,6 +289,88 @@ def test_a_file_that_changes_between_read_and_write_is_read_anew(fake, config, m
     assert config.read_text() == MOVED + "; theirs\n"
 
 
+def on_timeline(timeline, letters="sPs"):
+    """A promote of the second node, on a timeline of its own."""
+    first, second, third = truth(letters).states
+    return Promote(NODES[1], Truth((first, second._replace(timeline=timeline), third)))
+
+
+def test_the_file_remembers_the_timeline(fake, config):
+    send(fake, on_timeline(7))
+    assert config.read_text() == MOVED.replace("timeline 1", "timeline 7")
+    assert send(fake, on_timeline(7)).result is Result.UNCHANGED
+
+
+def test_a_file_that_is_right_is_not_written_because_of_a_timeline(fake, config):
+    config.write_text(MOVED)
+    fake.load()
+    assert send(fake, on_timeline(7)).result is Result.UNCHANGED
+    assert config.read_text() == MOVED
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("hook", [adapter.efm_lb_promote, adapter.efm_lb_plan])
+def test_an_older_timeline_gets_no_writes(fake, config, hook, moved):
+    """Also when nothing would change: it is told by day, and not at the next failover."""
+    marked = (MOVED if moved else ENTRIES.replace("app =", "; efm-lb: writes follow timeline 1\napp =")).replace(
+        "timeline 1", "timeline 7"
+    )
+    config.write_text(marked)
+    fake.load()
+    with pytest.raises(PermanentError) as caught:
+        hook(on_timeline(6), balancer(fake), time.monotonic() + 5)
+    assert str(caught.value) == (
+        f"{config}:3: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6: it has missed a promotion, so it"
+        " gets no writes: stop it. Only where the cluster was built anew (pg_upgrade, initdb, a restore), which may"
+        " begin with timeline 1 again, remove the mark, and call again: sed -i --follow-symlinks"
+        f" '/^; efm-lb: writes follow timeline [0-9]*$/d' {config}"
+    )
+    assert config.read_text() == marked
+    assert fake.sent == [], "nothing was said to PgBouncer"
+
+
+def test_the_command_of_the_refusal_is_all_that_it_takes(fake, config):
+    config.write_text(MOVED.replace("timeline 1", "timeline 7"))
+    fake.load()
+    with pytest.raises(PermanentError) as caught:
+        send(fake, on_timeline(6))
+    subprocess.run(str(caught.value).rpartition("call again: ")[2], shell=True, check=True)
+    assert send(fake, on_timeline(6)).result is Result.UNCHANGED
+
+
+@pytest.mark.parametrize("timeline", [7, 8])
+def test_the_same_timeline_and_a_newer_one_go_through(fake, config, timeline):
+    config.write_text(ENTRIES.replace("app =", "; efm-lb: writes follow timeline 7\napp ="))
+    assert send(fake, on_timeline(timeline)).result is Result.CHANGED
+    assert config.read_text() == MOVED.replace("timeline 1", f"timeline {timeline}")
+
+
+def test_a_timeline_that_is_not_known_goes_through_and_leaves_the_mark(fake, config):
+    config.write_text(ENTRIES.replace("app =", "; efm-lb: writes follow timeline 7\napp ="))
+    assert send(fake, on_timeline(None)).result is Result.CHANGED
+    assert config.read_text() == MOVED.replace("timeline 1", "timeline 7")
+
+
+def test_a_detach_that_moves_writes_is_fenced_as_well(fake, config):
+    config.write_text(ENTRIES.replace("app =", "; efm-lb: writes follow timeline 7\napp ="))
+    promote = on_timeline(6, "xPs")
+    with pytest.raises(PermanentError, match=r"writes follow timeline 7, and 10\.0\.0\.2:5444 is on timeline 6"):
+        send(fake, Detach(NODES[0], promote.truth))
+    assert send(fake, Detach(NODES[0], on_timeline(8, "xPs").truth)).result is Result.CHANGED
+    assert config.read_text() == MOVED.replace("timeline 1", "timeline 8")
+
+
+def test_the_mark_of_any_entry_of_writes_counts_and_those_of_others_do_not(fake, config):
+    marks = [b"; efm-lb: writes follow timeline %d\n" % timeline for timeline in (9, 5, 7)]
+    text = b"[databases]\n%bapp_ro = host=10.0.0.3 port=5444\n%bapp = host=10.0.0.2 port=5444\n" % (marks[0], marks[1])
+    config.write_bytes(text + marks[2] + b"edb = host=10.0.0.2 port=5444\n")
+    fake.load()
+    for timeline in (5, 6):
+        with pytest.raises(PermanentError, match=r":6: writes follow timeline 7, and"):
+            send(fake, on_timeline(timeline), write=["app", "edb"])
+    assert send(fake, on_timeline(8), write=["app", "edb"]).result is Result.UNCHANGED
+
+
 def test_a_file_that_never_stops_changing(fake, config, monkeypatch):
     replace_file = drive.replace_file
     numbers = iter(range(100))
@@ -306,7 +391,7 @@ def test_a_file_that_another_event_writes_before_the_reload_is_judged_anew(fake,
 
     def write(fake, connection, answer):
         config.write_text(MOVED.replace("host=10.0.0.3", "host=10.0.0.1"))
-        fake._load()
+        fake.load()
         connection.sendall(answer.encoded())
 
     fake.instead["RELOAD"] = [write]
@@ -319,7 +404,7 @@ def test_a_file_that_another_event_writes_before_the_reload_is_judged_anew(fake,
 def test_a_file_that_others_write_without_end_is_no_failure_for_good(fake, config):
     def write(fake, connection, answer):
         config.write_text(ENTRIES)
-        fake._load()
+        fake.load()
         connection.sendall(answer.encoded())
 
     fake.instead["RELOAD"] = [write] * 99
@@ -333,7 +418,7 @@ def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, conf
 
     def write(fake, connection, answer):
         config.write_text(other)
-        fake._load()
+        fake.load()
         connection.sendall(answer.encoded())
 
     fake.instead["RELOAD"] = [write]

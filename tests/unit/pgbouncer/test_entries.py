@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb_pgbouncer.entries import EntryError, Location, edited, entry_of, location_of, parse
+from efm_lb_pgbouncer.entries import EntryError, Location, edited, entry_of, location_of, marked, parse
 
 NEW = Location(("10.0.0.12",), 5444)
 
@@ -142,7 +143,77 @@ def test_entries_that_newer_releases_quote_are_passed_over() -> None:
     assert edit(text) == text.replace("app = host=x", "app = host=10.0.0.12")
 
 
+M7 = "; efm-lb: writes follow timeline 7\n"
+M8 = "; efm-lb: writes follow timeline 8\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("app = host=x\n", f"{M8}app = host=x\n"),
+        ("app = host=x", f"{M8}app = host=x"),
+        ("x = host=x\napp = host=x\nz = host=x\n", f"x = host=x\n{M8}app = host=x\nz = host=x\n"),
+        ("[databases]\r\n\tapp = host=x\r\n", f"[databases]\r\n{M8[:-1]}\r\n\tapp = host=x\r\n"),
+        ("; why\n[databases] app = host=x\n", f"; why\n{M8}[databases] app = host=x\n"),
+        ("; why\n\n#\napp = host=x\n", f"; why\n\n#\n{M8}app = host=x\n"),
+        # Ours is replaced, wherever it is among the comments above.
+        (f"{M7}app = host=x\n", f"{M8}app = host=x\n"),
+        (f"{M8}app = host=x\n", f"{M8}app = host=x\n"),
+        (f"{M7}; why\n\napp = host=x\n", f"{M8}; why\n\napp = host=x\n"),
+        (f"{M7}; why\n{M7}app = host=x\n", f"; why\n{M8}app = host=x\n"),
+        (f"{M7}\n{M8}{M7}app = host=x\n", f"\n{M8}app = host=x\n"),
+        (f" {M7[:-1]} \r\napp = host=x\r\n", f" {M8[:-1]} \r\napp = host=x\r\n"),
+        # What somebody has written into its line stays a comment.
+        (f"{M7[:-1]}, says Bob\napp = host=x\n", f"{M8[:-1]}, says Bob\napp = host=x\n"),
+        (f"# {M7}app = host=x\n", f"# {M8}app = host=x\n"),
+        (f"{M7[:-1]}, says Bob\n# {M7}{M7}app = host=x\n", f";, says Bob\n# ;\n{M8}app = host=x\n"),
+        # Other entries' are theirs, and so is what only looks like one.
+        (f"{M7}x = host=x\napp = host=x\n", f"{M7}x = host=x\n{M8}app = host=x\n"),
+        (f"app = host=x\n{M7}", f"{M8}app = host=x\n{M7}"),
+        (f"{M7[:-2]}\napp = host=x\n", f"{M7[:-2]}\n{M8}app = host=x\n"),
+        (f"{M7[:-2]}{'9' * 30}\napp = host=x\n", f"{M7[:-2]}{'9' * 30}\n{M8}app = host=x\n"),
+        (f"{M7.upper()}app = host=x\n", f"{M7.upper()}{M8}app = host=x\n"),
+    ],
+)
+def test_the_mark_of_a_timeline(before: str, after: str) -> None:
+    assert edited(before.encode(), {}, {"app": 8}).decode() == after
+    assert edited(after.encode(), {}, {"app": 8}).decode() == after, "twice is once"
+    assert [timeline for _, timeline in marked(after.encode(), {"app"})] == [8]
+    parse(after.encode())
+
+
+def test_several_entries_have_a_mark_each() -> None:
+    text = f"[databases]\napp = host=x port=1\n{M7}edb = host=x port=1\nro = host=y port=1\n"
+    after = edited(text.encode(), {"app": NEW, "edb": NEW}, {"app": 8, "edb": 8})
+    right = "host=10.0.0.12 port=5444"
+    assert after.decode() == f"[databases]\n{M8}app = {right}\n{M8}edb = {right}\nro = host=y port=1\n"
+    assert marked(after, ["app", "edb", "ro"]) == [(2, 8), (4, 8)]
+    assert marked(after, ["ro"]) == []
+
+
+def test_a_mark_in_a_value_is_none() -> None:
+    text = b"app = host=x password='; efm-lb: writes follow timeline 9'\nb = host=y\n"
+    assert marked(text, ["app", "b"]) == []
+    assert edited(text, {}, {"b": 8}) == text.replace(b"b =", M8.encode() + b"b =")
+
+
 # Properties
+
+OURS = re.compile(rb"; efm-lb: writes follow timeline [0-9]{1,10}(?![0-9])")
+"""A mark, found in another way than the editor finds it."""
+
+
+def read_by_pgbouncer(content: bytes) -> list[tuple[str, list[tuple[bytes, bytes]]]]:
+    return [(entry.name, [(pair.name, pair.value) for pair in entry.pairs]) for entry in parse(content).entries]
+
+
+def without_marks(content: bytes) -> list[bytes]:
+    """The lines without the marks: those that were nothing else are gone, and so is a sign that is left of one."""
+    stripped = [OURS.sub(b";", line) if OURS.search(line) else line for line in content.split(b"\n")]
+    return [
+        line for line, old in zip(stripped, content.split(b"\n"), strict=True) if line == old or line.strip() != b";"
+    ]
+
 
 NAMES = st.text("abcxyzABC019_.-", min_size=1, max_size=8)
 VALUES = st.text(
@@ -177,6 +248,18 @@ def lines(draw: st.DrawFn, name: str) -> str:
     return f"{draw(SPACES)}{name}{draw(SPACES)}={draw(SPACES)}{between.join(words)}{draw(SPACES)}"
 
 
+def mark_lines(end: str) -> list[str]:
+    """Lines that hold one of ours, or look like it."""
+    ours = "; efm-lb: writes follow timeline "
+    return [
+        f"{ours}7{end}",
+        f"  {ours}4294967295 {end}",
+        f"# {ours}8 Bob{end}",
+        f"{ours}{end}",
+        f"{ours}{'9' * 12}{end}",
+    ]
+
+
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, list[str]]:
     """A file, and the names of its entries."""
@@ -184,7 +267,10 @@ def files(draw: st.DrawFn) -> tuple[str, list[str]]:
     end = draw(st.sampled_from(["\n", "\r\n"]))
     text = draw(st.sampled_from(["", f"[databases]{end}", f"[pgbouncer]{end}x = y{end}[databases]{end}"]))
     for name in names:
-        text += draw(st.sampled_from(["", f"; {name} = host=a{end}", f"#{end}", end])) + draw(lines(name)) + end
+        above = draw(
+            st.lists(st.sampled_from([f"; {name} = host=a{end}", f"#{end}", end, *mark_lines(end)]), max_size=3)
+        )
+        text += "".join(above) + draw(lines(name)) + end
     text += draw(st.sampled_from(["", f"[users]{end}{names[0]} = pool_mode=session{end}", "; the end"]))
     return text, names
 
@@ -210,6 +296,29 @@ def test_after_an_edit_the_entry_leads_there_and_all_else_is_as_it_was(
     assert after.count(b"\n") == before.count(b"\n")
 
 
+@given(files(), st.data())
+def test_a_mark_changes_nothing_but_marks(file: tuple[str, list[str]], data: st.DataObject) -> None:
+    text, names = file
+    before = text.encode()
+    wanted = data.draw(st.dictionaries(st.sampled_from(names), LOCATIONS))
+    timelines = data.draw(st.dictionaries(st.sampled_from(names), st.integers(1, 2**32 - 1), min_size=1))
+    without, after = edited(before, wanted), edited(before, wanted, timelines)
+    assert without_marks(after) == without_marks(without)
+    assert read_by_pgbouncer(after) == read_by_pgbouncer(without)
+    for name in names:
+        there = [timeline for _, timeline in marked(after, [name])]
+        assert there == ([timelines[name]] if name in timelines else [t for _, t in marked(without, [name])])
+    assert edited(after, wanted, timelines) == after, "twice is once"
+
+
+@given(files(), st.data())
+def test_a_mark_in_place_of_a_mark_is_the_same_file(file: tuple[str, list[str]], data: st.DataObject) -> None:
+    text, names = file
+    timelines = data.draw(st.dictionaries(st.sampled_from(names), st.integers(1, 2**32 - 1), min_size=1))
+    once = edited(text.encode(), {}, timelines)
+    assert edited(edited(once, {}, dict.fromkeys(timelines, 5)), {}, timelines) == once
+
+
 @given(files())
 def test_what_is_right_already_is_the_same_bytes(file: tuple[str, list[str]]) -> None:
     text, names = file
@@ -221,5 +330,6 @@ def test_what_is_right_already_is_the_same_bytes(file: tuple[str, list[str]]) ->
 @given(st.binary(max_size=200), NAMES)
 def test_any_bytes_end_in_an_edit_or_in_a_reason(content: bytes, name: str) -> None:
     with contextlib.suppress(EntryError):
-        after = edited(content, {name: NEW})
+        after = edited(content, {name: NEW}, {name: 8})
         assert location_of(entry_of(name, parse(after))) == NEW
+        assert marked(after, [name])[-1][1] == 8

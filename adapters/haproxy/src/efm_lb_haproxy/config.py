@@ -1,4 +1,6 @@
-"""haproxy.cfg as bytes: find the ``server`` lines, and change the word ``disabled`` on them and nothing else. Pure.
+"""haproxy.cfg as bytes: find the ``server`` lines, and change the word ``disabled`` on them and a comment of ours. Pure.
+
+Nothing else is changed.
 
 The words of a line are found as haproxy finds them (2.6, `parse_line`): blanks of any kind separate words, an unquoted
 ``#`` ends the line, also within a word, ``\\`` escapes some bytes outside of strong quotes, and a carriage return
@@ -8,16 +10,20 @@ into, whatever their condition: all lines of a server are kept alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-__all__ = ["Line", "ServerLine", "Word", "edited", "lines", "server_lines", "words"]
+from efm_lb import timeline_mark, timeline_marks
+
+__all__ = ["Line", "ServerLine", "Word", "edited", "lines", "marked", "server_lines", "words"]
 
 _SECTIONS = frozenset(
     b"global defaults listen frontend backend userlist peers resolvers mailers namespace_list cache program"
     b" http-errors ring log-forward log-profile fcgi-app crt-store crt-list traces acme".split()
 )
+_COMMENT = b"#"
+_NONE: Mapping[int, int | None] = {}
 _BLANKS = b" \t\v\f"
 _ENDS = b"\r\n\0"
 _SPECIAL = frozenset(b"\\#\"'$\r\0")
@@ -232,34 +238,87 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
     return host, int(port)
 
 
-def edited(content: bytes, wanted: Mapping[int, bool]) -> bytes:
-    """The content with the word ``disabled`` put on, or taken from, server lines; every other byte stays.
+def marked(content: bytes, proxies: Collection[str]) -> list[tuple[int, int]]:
+    """The marks of timelines on server lines of some proxies: the line's number, and the timeline."""
+    if not timeline_marks(_COMMENT, content):
+        return []
+    return [
+        (line.number, mark.timeline)
+        for line in lines(content)
+        if line.keyword == b"server" and line.section in ("listen", "backend") and line.name in proxies
+        for mark in timeline_marks(_COMMENT, content, *_tail(content, line))
+    ]
+
+
+def edited(content: bytes, wanted: Mapping[int, bool], timelines: Mapping[int, int | None] = _NONE) -> bytes:
+    """The content with the word ``disabled`` put on, or taken from, server lines, and with marks; every other byte stays.
 
     The word is put after the last one, before a comment, because the last of ``enabled`` and ``disabled`` counts.
     Taken away are all such words of the line, each with the blanks before it. A line that says already what is wanted
     is left alone.
 
+    A mark is put behind all else that is on the line. What somebody has written around it stays.
+
     :param wanted: by line number, whether the server shall come up in maintenance
+    :param timelines: by line number, the timeline of the line's only mark; None for no mark
     """
+    changes: list[tuple[int, int, bytes]] = []
+    for line in lines(content):
+        if line.keyword != b"server":
+            continue
+        if line.number in wanted:
+            changes += _disabling(content, line, wanted[line.number])
+        if line.number in timelines:
+            changes += _marking(content, line, timelines[line.number])
     pieces = []
     done = 0
-    for line in lines(content):
-        if line.number not in wanted or line.keyword != b"server":
-            continue
-        if wanted[line.number]:
-            if _last_word(line, 3) is not True and not _wants_value(line.words[3:]):
-                end = line.words[-1].end
-                # A backslash that means itself would make a space a part of its word.
-                blank = b"\t" if content[:end].endswith(b"\\") else b" "
-                pieces += [content[done:end], blank, b"disabled"]
-                done = end
-        else:
-            for word in _keywords(line.words[3:]):
-                if word.value == b"disabled":
-                    # Up to the word before, whose last byte may be an escaped blank.
-                    pieces.append(content[done : line.words[line.words.index(word) - 1].end])
-                    done = word.end
+    for start, end, text in changes:
+        pieces += [content[done:start], text]
+        done = end
     return b"".join([*pieces, content[done:]])
+
+
+def _disabling(content: bytes, line: Line, disabled: bool) -> Iterator[tuple[int, int, bytes]]:
+    """What to put in which place of the line, in order."""
+    if disabled:
+        if _last_word(line, 3) is not True and not _wants_value(line.words[3:]):
+            end = line.words[-1].end
+            yield end, end, _blank(content[end - 1 : end]) + b"disabled"
+        return
+    for word in _keywords(line.words[3:]):
+        if word.value == b"disabled":
+            # From the word before on, whose last byte may be an escaped blank.
+            yield line.words[line.words.index(word) - 1].end, word.end, b""
+
+
+def _marking(content: bytes, line: Line, timeline: int | None) -> Iterator[tuple[int, int, bytes]]:
+    """What to put in which place behind the line's last word, in order."""
+    start, end = _tail(content, line)
+    found = timeline_marks(_COMMENT, content, start, end)
+    kept = found.pop() if found and timeline is not None else None
+    for number, mark in enumerate(found):
+        # What somebody has written behind it must stay a comment.
+        until = found[number + 1].start if number + 1 < len(found) else kept.start if kept else end
+        blank = mark.start > start and content[mark.start - 1] in _BLANKS
+        is_last = not content[mark.end : until].strip(_BLANKS)
+        yield mark.start - (is_last and blank), mark.end, b"" if is_last else _COMMENT
+    if kept and kept.timeline != timeline:
+        yield kept.start, kept.end, timeline_mark(_COMMENT, timeline)
+    elif timeline is not None and not kept:
+        yield end, end, _blank(content[line.words[0].start : line.words[-1].end]) + timeline_mark(_COMMENT, timeline)
+
+
+def _tail(content: bytes, line: Line) -> tuple[int, int]:
+    """From the line's last word to its end: blanks, and a comment."""
+    start = line.words[-1].end
+    newline = content.find(b"\n", start)
+    end = len(content) if newline < 0 else newline
+    return start, end - (end > start and content[end - 1] in b"\r")
+
+
+def _blank(before: bytes) -> bytes:
+    # Behind a backslash that means itself, a space would be a part of its word.
+    return b"\t" if b"\\" in before else b" "
 
 
 def _text(value: bytes) -> str:

@@ -153,6 +153,7 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
     """Bring the running HAProxy right; raises as `drive`."""
     look = runtime.look(setup.proxies, limit)
     wanted, problems = wishes(event, setup, look.proxies)
+    _demand_newest(setup, wanted)
     todo = steps(wanted, event.truth.nodes, look.proxies)
     did: list[Step] = []
     pause = _FIRST_PAUSE
@@ -187,6 +188,19 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
         return _Brought(look, tuple(did), wanted, problems)
     wrong = ", ".join(f"{step.server} shall be {step.place.value} and is {_state(step)}" for step in todo)
     raise TemporaryError(f"{wrong}{f' ({trouble})' if trouble else ''}: it did not last, or did not happen in time")
+
+
+def _demand_newest(setup: Setup, wanted: tuple[Wish, ...]) -> None:
+    """:raises PermanentError: the files say that writes follow a newer timeline than that of the node they shall go to"""
+    if not setup.config or all(wish.timeline is None for wish in wanted):
+        return
+    from efm_lb_haproxy.persist import may_move, read
+
+    try:
+        files = read(setup.config)
+    except (TemporaryError, PermanentError):
+        return  # what cannot be read fences nobody, and is told when the change is kept
+    may_move(wanted, files)
 
 
 def _is_emptying(step: Step) -> bool:

@@ -6,15 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from efm_lb import Node, PermanentError, TemporaryError, read_file, replace_file
-from efm_lb_haproxy.config import ServerLine, edited, server_lines
+from efm_lb import Node, PermanentError, TemporaryError, demand_not_older, read_file, replace_file
+from efm_lb_haproxy.config import ServerLine, edited, marked, server_lines
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import Place, Wish
 
-__all__ = ["Change", "Files", "changes", "expanded", "is_address", "keep", "read", "same_address"]
+__all__ = ["Change", "Files", "changes", "expanded", "is_address", "keep", "may_move", "read", "same_address"]
 
+_REMOVAL = ("sed", "-i", "--follow-symlinks", "s/ *# efm-lb: writes follow timeline [0-9]*$//")
 _TRIES = 3
 """How often a file that somebody else changed meanwhile is read and edited anew."""
 
@@ -78,10 +79,11 @@ def keep(
     :param proxies: HAProxy's servers
     :param written: what was written is appended to it, in words
     :raises TemporaryError: something could not be written; the file is as it was
-    :raises PermanentError: the files cannot hold what is wanted, or haproxy refuses them as they are
+    :raises PermanentError: the files cannot hold what is wanted, or haproxy refuses them as they are; or as `may_move`
     """
     for remaining in reversed(range(_TRIES)):
         files = read(setup.config)
+        may_move(wanted, files)
         todo = changes(files, wanted, nodes, proxies)
         try:
             if todo:
@@ -114,21 +116,49 @@ def _write(
         written.append(f"{change} written{note}")
 
 
+def may_move(wanted: tuple[Wish, ...], files: Files) -> None:
+    """Refuse to move writes to an older timeline than the files say that they follow. Pure.
+
+    :raises PermanentError: they do
+    """
+    for wish in wanted:
+        for node in wish.nodes:
+            if wish.timeline is not None:
+                found = [(path, *mark) for path, content in files.items() for mark in marked(content, (wish.proxy,))]
+                demand_not_older(node, wish.timeline, found, _REMOVAL)
+
+
 def changes(
     files: Files, wanted: tuple[Wish, ...], nodes: tuple[Node, ...], proxies: Mapping[str, tuple[Server, ...]]
 ) -> list[Change]:
-    """What must change in which file, nothing where all says what is wanted already. Pure."""
+    """What must change in which file, nothing where all says what is wanted already. Pure.
+
+    A mark of the timeline is put only where something else changes: a file that is right is not written, validated and
+    replaced because of a comment.
+    """
     found = []
     for path, content in files.items():
-        disabled = {}
+        disabled: dict[int, bool] = {}
+        timelines: dict[int, int | None] = {}
         for line in server_lines(content):
-            place = _place(line, wanted, nodes, proxies)
-            if place and not line.template and (place is not Place.READY) != line.disabled:
+            wish = next((wish for wish in wanted if wish.proxy == line.proxy), None)
+            place = wish and wish.of(_node(line, nodes, proxies))
+            if not wish or not place or line.template:
+                continue
+            if (place is not Place.READY) != line.disabled:
                 disabled[line.number] = place is not Place.READY
-        after = edited(content, disabled)
-        if after != content:
-            found.append(Change(path, content, after, tuple(disabled)))
+            if wish.timeline is not None:
+                timelines[line.number] = wish.timeline if place is Place.READY else None
+        if edited(content, disabled) != content:
+            after = edited(content, disabled, timelines)
+            found.append(Change(path, content, after, _differing(content, after)))
     return found
+
+
+def _differing(before: bytes, after: bytes) -> tuple[int, ...]:
+    """The numbers of the lines that differ; there are as many in both."""
+    both = zip(before.split(b"\n"), after.split(b"\n"), strict=True)
+    return tuple(number for number, (old, new) in enumerate(both, start=1) if old != new)
 
 
 def _demand_complete(

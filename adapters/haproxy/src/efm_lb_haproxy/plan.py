@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from efm_lb import Event, PermanentError, TemporaryError
-from efm_lb_haproxy.persist import changes, read
+from efm_lb_haproxy.persist import changes, may_move, read
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import steps, wishes
@@ -24,7 +24,10 @@ def plan(event: Event, setup: Setup, deadline: float) -> tuple[str, ...]:
     told += [f"not done: {problem}" for problem in problems]
     if setup.config:
         try:
-            told += [f"write {change}" for change in changes(read(setup.config), wanted, nodes, look.proxies)]
+            files = read(setup.config)
         except (TemporaryError, PermanentError) as error:
             told.append(f"not kept: {error}")
+        else:
+            may_move(wanted, files)
+            told += [f"write {change}" for change in changes(files, wanted, nodes, look.proxies)]
     return tuple(told)

@@ -34,11 +34,13 @@ class Wish(NamedTuple):
 
     :param nodes: the place of each node that the event has an opinion about
     :param others: the place of every other server, None to leave them as they are
+    :param timeline: of the node that writes are moved to; None when it is not known, and when no writes are moved
     """
 
     proxy: str
     nodes: Mapping[Node, Place]
     others: Place | None = None
+    timeline: int | None = None
 
     def of(self, node: Node | None) -> Place | None:
         """The place of the servers that are ``node`` (None: they are no node of the cluster)."""
@@ -87,7 +89,7 @@ def wishes(
     wanted = []
     for name in setup.write:
         if isinstance(event, Promote) and name in known:
-            wanted.append(Wish(name, {node: Place.READY}, Place.OUT))
+            wanted.append(Wish(name, {node: Place.READY}, Place.OUT, truth.state(node).timeline))
         elif isinstance(event, Promote) and name in proxies:
             problems.append(f"proxy {name} has no server {node.address} ({node.name}): its writes are not moved")
         elif isinstance(event, Detach) and name in known:

@@ -21,9 +21,20 @@ from functools import partial
 from os import getpid
 from time import monotonic, sleep
 
-from efm_lb import Attach, Event, Node, Outcome, PermanentError, Promote, TemporaryError, Truth, replace_file
+from efm_lb import (
+    Attach,
+    Event,
+    Node,
+    Outcome,
+    PermanentError,
+    Promote,
+    TemporaryError,
+    Truth,
+    demand_not_older,
+    replace_file,
+)
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Database, Interrupted, Refused, Server, Session, quoted
-from efm_lb_pgbouncer.entries import EntryError, Location, edited
+from efm_lb_pgbouncer.entries import EntryError, Location, edited, marked
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import Targets, is_at, nodes_at, targets
 
@@ -40,6 +51,7 @@ _FILE_TRIES = 3
 _CROSSING = 0.5
 """Seconds that another event has from writing the file to its RELOAD. What is not loaded by then, nobody loads."""
 _RETRY_DEFAULT = 15
+_REMOVAL = ("sed", "-i", "--follow-symlinks", "/^; efm-lb: writes follow timeline [0-9]*$/d")
 
 
 def drive(event: Event, pooler: Pooler, deadline: float) -> Outcome:
@@ -96,7 +108,8 @@ def wanted_of(event: Event, pooler: Pooler, content: bytes, running: Sequence[di
     """What an event wants of the entries in ``content``.
 
     :param running: what the processes have instead
-    :raises PermanentError: an entry is missing, or PgBouncer would not take the file
+    :raises PermanentError: an entry is missing, PgBouncer would not take the file, or writes would be moved to an
+        older timeline than the file says that they follow
     :raises TemporaryError: the event's node is not what it must be
     """
     truth = event.truth
@@ -107,7 +120,11 @@ def wanted_of(event: Event, pooler: Pooler, content: bytes, running: Sequence[di
     locations = pooler.locations(content)
     write = {name: _not_lost(name, locations[name], truth, running) for name in pooler.write}
     read = {name: locations[name] for name in pooler.read}
-    return targets(event, write, read, pooler.policy)
+    wanted = targets(event, write, read, pooler.policy)
+    if wanted.writer and wanted.timeline is not None:
+        found = [(pooler.config, *mark) for mark in marked(content, pooler.write)]
+        demand_not_older(wanted.writer, wanted.timeline, found, _REMOVAL)
+    return wanted
 
 
 def _not_lost(name: str, location: Location, truth: Truth, running: Sequence[dict[str, Database]]) -> Location:
@@ -248,7 +265,9 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
         if not changed:
             return wanted, []
         try:
-            replace_file(pooler.config, content, edited(content, changed))
+            # Only where something else changes: a file that is right is not replaced because of a comment.
+            timelines = {} if wanted.timeline is None else dict.fromkeys(pooler.write, wanted.timeline)
+            replace_file(pooler.config, content, edited(content, changed, timelines))
         except EntryError as error:
             raise PermanentError(pooler.said(error)) from None
         except TemporaryError:

@@ -1,4 +1,6 @@
-"""The entries of a PgBouncer ini: found and edited by PgBouncer's own grammar, every other byte left as it is.
+"""The entries of a PgBouncer ini, and a comment of ours above them: found and edited by PgBouncer's own grammar.
+
+Every other byte is left as it is.
 
 Pure, over bytes. The grammar is that of PgBouncer's loader (lib/usual/cfparser.c and src/loader.c, the same from
 1.9 on): one ``key = value`` per line, comments only at the start of a line, and a value that is a list of
@@ -8,14 +10,18 @@ An ``%include`` keeps the section that it stands in, so a file may begin in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["PORT", "Entry", "EntryError", "Location", "Pair", "edited", "entry_of", "location_of", "parse"]
+from efm_lb import TimelineMark, timeline_mark, timeline_marks
+
+__all__ = ["PORT", "Entry", "EntryError", "Location", "Pair", "edited", "entry_of", "location_of", "marked", "parse"]
 
 PORT = 5432
 """Where an entry names none."""
 
+_COMMENT = b";"
+_NONE: Mapping[str, int] = {}
 _SPACE = b" \t\n\r\v\f"
 _KEY = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-*")
 
@@ -151,21 +157,75 @@ def location_of(entry: Entry) -> Location:
     return Location(hosts, _number(port.value) if port else PORT)
 
 
-def edited(content: bytes, wanted: Mapping[str, Location]) -> bytes:
-    """The file with other hosts and ports.
+def marked(content: bytes, names: Collection[str]) -> list[tuple[int, int]]:
+    """The marks of timelines above some entries: the line's number, and the timeline.
+
+    :raises EntryError: as `parse`
+    """
+    if not timeline_marks(_COMMENT, content):
+        return []
+    return [
+        (_line(content, mark.start), mark.timeline)
+        for entry in parse(content).entries
+        if entry.name in names
+        for mark in _marks_above(content, _line_start(content, entry.start))
+    ]
+
+
+def edited(content: bytes, wanted: Mapping[str, Location], timelines: Mapping[str, int] = _NONE) -> bytes:
+    """The file with other hosts and ports, and with marks.
 
     :param wanted: where the named entries must lead to
-    :return: ``content`` with nothing changed but the values of ``host=`` and ``port=`` of these entries; what an
-        entry lacks is added at its end
+    :param timelines: the timeline of the only mark above the named entries
+    :return: ``content`` with nothing changed but the values of ``host=`` and ``port=`` of these entries, and the marks;
+        what an entry lacks is added at its end. A mark has the line above its entry. What somebody has written there,
+        or into the same line, stays
     :raises EntryError: as `parse` and `entry_of`; or a host that PgBouncer could not read back
     """
     parsed = parse(content)
     changes: list[tuple[int, int, bytes]] = []
     for name, location in wanted.items():
         changes += _changes(entry_of(name, parsed), location, content)
+    for name, timeline in timelines.items():
+        changes += _marking(content, _line_start(content, entry_of(name, parsed).start), timeline)
     for start, end, text in sorted(changes, reverse=True):
         content = content[:start] + text + content[end:]
     return content
+
+
+def _marking(content: bytes, entry: int, timeline: int) -> Iterator[tuple[int, int, bytes]]:
+    """What to put in which place of the lines above an entry.
+
+    :param entry: where its line begins
+    """
+    found = _marks_above(content, entry)
+    if not found:
+        ending = b"\r\n" if b"\r\n" in content else b"\n"
+        yield entry, entry, timeline_mark(_COMMENT, timeline) + ending
+        return
+    kept = found.pop()
+    if kept.timeline != timeline:
+        yield kept.start, kept.end, timeline_mark(_COMMENT, timeline)
+    for mark in found:
+        start, end = _line_start(content, mark.start), _end_of_line(content, mark.start)
+        if content[start : mark.start].strip(_SPACE) or content[mark.end : end].strip(_SPACE):
+            yield mark.start, mark.end, _COMMENT  # somebody has written something else there
+        else:
+            yield start, end + 1, b""
+
+
+def _marks_above(content: bytes, entry: int) -> list[TimelineMark]:
+    """The marks in the comments right above an entry, among which there may be empty lines.
+
+    :param entry: where its line begins
+    """
+    start = entry
+    while start:
+        above = _line_start(content, start - 1)
+        if content[above:start].strip(_SPACE)[:1] not in (b"", b";", b"#"):
+            break
+        start = above
+    return timeline_marks(_COMMENT, content, start, entry)
 
 
 def _changes(entry: Entry, location: Location, content: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -271,6 +331,10 @@ def _after(content: bytes, at: int, skipped: bytes, end: int | None = None) -> i
 def _end_of_line(content: bytes, at: int) -> int:
     end = content.find(b"\n", at)
     return len(content) if end < 0 else end
+
+
+def _line_start(content: bytes, at: int) -> int:
+    return content.rfind(b"\n", 0, at) + 1
 
 
 def _line(content: bytes, at: int) -> int:

@@ -27,6 +27,7 @@ class Targets(NamedTuple):
     :param nodes: of the cluster
     :param down: those of them that let nobody in, or do not answer
     :param primary: the proven one, None also when the event is to take it out
+    :param timeline: of the writer; None when it is not known
     """
 
     locations: Mapping[str, Location]
@@ -36,6 +37,7 @@ class Targets(NamedTuple):
     nodes: tuple[Node, ...] = ()
     down: tuple[Node, ...] = ()
     primary: Node | None = None
+    timeline: int | None = None
 
 
 def is_at(location: Location, node: Node) -> bool:
@@ -82,7 +84,8 @@ def targets(event: Event, write: Mapping[str, Location], read: Mapping[str, Loca
     leaves = isinstance(event, Detach) and primary == event.node
     writer = primary if moves else None
     down = tuple(node for node in truth.nodes if truth.role(node) is None)
-    return Targets(locations, writer, kept, tuple(notes), truth.nodes, down, None if leaves else primary)
+    timeline = truth.state(writer).timeline if writer else None
+    return Targets(locations, writer, kept, tuple(notes), truth.nodes, down, None if leaves else primary, timeline)
 
 
 def _readers(
