@@ -310,7 +310,7 @@ def test_the_lines_of_the_runbook_are_printed_somewhere() -> None:
 def test_the_lines_of_an_adapter_are_printed_by_it(adapter: str) -> None:
     """Word for word: in these tables every value is three points."""
     own = [path for path in ADAPTERS if path.parent.name == f"efm_lb_{adapter}"]
-    pieces = messages([*own, ROOT / "core/src/efm_lb/replace.py"])
+    pieces = messages([*own, ROOT / "core/src/efm_lb/replace.py", ROOT / "core/src/efm_lb/fence.py"])
     lines = lines_of_the_runbook(f"line of {adapter}")
     assert len(lines) > 30
     assert not {part for part in parts_of(lines) if not any(part in one for one in pieces)}, "it prints none of these"

@@ -54,7 +54,8 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "description": (
                     "Where HAProxy's configuration is, so that a reload keeps what was changed: files and directories"
                     " on this host, in the order in which haproxy gets them by `-f`. Only the word `disabled` on"
-                    " `server` lines of WRITE and READ is changed. Without it, nothing is kept."
+                    " `server` lines of WRITE and READ is changed, and a comment of ours on those of WRITE. Without it,"
+                    " nothing is kept."
                 ),
             },
             "program": {
