@@ -226,7 +226,8 @@ class Stand:
                 proxy = words[1]
             elif words[:1] == ["server"]:
                 serves = [primary.address] if proxy == WRITE_PROXY else [node.address for node in standbys]
-                line = f"    {' '.join(words[:3])}{'' if words[2] in serves else ' disabled'}\n"
+                mark = self._mark(" #") if proxy == WRITE_PROXY and words[2] in serves else ""
+                line = f"    {' '.join(words[:3])}{'' if words[2] in serves else ' disabled'}{mark}\n"
             lines.append(line)
         return "".join(lines)
 
@@ -236,7 +237,13 @@ class Stand:
         listed = re.search(rf"^{READ_ENTRY} = host=(\S+)", self.pgbouncer.entries.read_text(), re.MULTILINE)
         hosts = listed[1] if listed and set(listed[1].split(",")) == standbys else ",".join(sorted(standbys))
         rest = f"port={primary.port} dbname=postgres\n"
-        return f"[databases]\n{WRITE_ENTRY} = host={primary.host} {rest}{READ_ENTRY} = host={hosts} {rest}"
+        mark = self._mark("\n;")
+        return f"[databases]{mark}\n{WRITE_ENTRY} = host={primary.host} {rest}{READ_ENTRY} = host={hosts} {rest}"
+
+    def _mark(self, sign: str) -> str:
+        """The timeline that writes follow. The first primary got none moved to it."""
+        (timeline,) = [state.timeline for state in self.truth().states if state.node.name == self.cluster.primary.name]
+        return f"{sign} efm-lb: writes follow timeline {timeline}" if timeline != 1 else ""
 
     def leftovers(self) -> list[str]:
         """Files that are there for a moment, where efm-lb writes."""
