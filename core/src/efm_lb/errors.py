@@ -20,6 +20,7 @@ __all__ = [
     "NotReadableError",
     "SettingsError",
     "UnknownNodeError",
+    "WaitedError",
     "printable",
 ]
 
@@ -78,6 +79,12 @@ class NotReadableError(EfmLbError):
     """A file that the settings name exists but may not be read."""
 
     exit_code = EX_NOPERM
+
+
+class WaitedError(EfmLbError):
+    """Another process was at the same thing for too long."""
+
+    exit_code = EX_TEMPFAIL
 
 
 class SettingsError(EfmLbError):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb import Balancer, Node
+from efm_lb import Balancer, Node, lock
+from efm_lb.commands import maintenance as commands
 from efm_lb.commands.maintenance import clear, seconds_of, set_
 from efm_lb.configuration import Configuration, DetachLivePrimary
-from efm_lb.errors import CallError
+from efm_lb.errors import CallError, NotReadableError, WaitedError
 from efm_lb.maintenance import Maintenance, in_force, write
 
 DB2 = Maintenance("db2", 2000.0, 1000.0, "anna", "new disk")
@@ -67,19 +72,68 @@ def test_a_time_that_no_clock_can_show_means_nothing(tmp_path: Path, moment: str
     assert in_force(str(tmp_path), "efm", 1500.0) == ()
 
 
-@pytest.mark.parametrize("name", ["db2", "DB2", "10.0.0.2", "pool1", "POOL1"])
-def test_it_is_cleared_by_any_name_by_which_it_can_be_set(tmp_path: Path, name: str) -> None:
-    configuration = Configuration(
+def configured(state_dir: Path) -> Configuration:
+    return Configuration(
         "efm",
-        (Node("db2", "10.0.0.2", 5444),),
+        tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in range(1, 9)),
         {},
         1.0,
         0.5,
-        str(tmp_path),
+        str(state_dir),
         DetachLivePrimary.DEFER,
         (Balancer("pool1", "fake", {}),),
         (),
     )
+
+
+def test_what_several_set_and_clear_at_the_same_moment_is_all_done(tmp_path: Path) -> None:
+    """Each process reads what is set and writes it anew, with its own."""
+    configuration = configured(tmp_path)
+    set_(configuration, "pool1", "1h", "")
+    ready = multiprocessing.get_context("fork").Barrier(9)
+    works = [lambda n=n: set_(configuration, f"db{n}", "1h", "") for n in range(1, 9)]
+    processes = [in_child(ready, work) for work in [*works, lambda: clear(configuration, "pool1")]]
+    assert [os.waitpid(pid, 0)[1] for pid in processes] == [0] * 9
+    assert [each.name for each in in_force(str(tmp_path), "efm")] == [f"db{n}" for n in range(1, 9)]
+
+
+def in_child(ready: Barrier, work: Callable[[], object]) -> int:
+    """Do it in a process of its own, at the moment when all others do."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        ready.wait(30)
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def test_who_does_not_end_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_PATIENCE", 0.1)
+    held = lock.acquire(f"{tmp_path}/efm.maintenance.lock", 1)
+    try:
+        with pytest.raises(
+            WaitedError, match=r"another efm-lb maintenance holds .*efm\.maintenance\.lock for more than"
+        ):
+            set_(configured(tmp_path), "db2", "1h", "")
+    finally:
+        os.close(held)
+    assert in_force(str(tmp_path), "efm") == ()
+
+
+def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        NotReadableError, match="none cannot be written: No such file or directory: do it as EFM's user"
+    ):
+        set_(configured(tmp_path / "none"), "db2", "1h", "")
+
+
+@pytest.mark.parametrize("name", ["db2", "DB2", "10.0.0.2", "pool1", "POOL1"])
+def test_it_is_cleared_by_any_name_by_which_it_can_be_set(tmp_path: Path, name: str) -> None:
+    configuration = configured(tmp_path)
     set_(configuration, name, "1h", "")
     assert len(in_force(str(tmp_path), "efm")) == 1
     clear(configuration, name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from efm_lb import maintenance
+from efm_lb import lock, maintenance
 from efm_lb.calls import shown
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError, printable
+from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError, WaitedError, printable
 from efm_lb.maintenance import Maintenance
 
 __all__ = ["clear", "seconds_of", "set_", "show"]
@@ -18,6 +21,8 @@ __all__ = ["clear", "seconds_of", "set_", "show"]
 SCHEMA = "efm-lb/maintenance/v1"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 30 * 86400
+_PATIENCE = 5.0
+"""Seconds; whoever is at it writes one small file."""
 
 
 def set_(configuration: Configuration, name: str, span: str, reason: str) -> int:
@@ -26,11 +31,14 @@ def set_(configuration: Configuration, name: str, span: str, reason: str) -> int
     :param span: how long, such as ``2h``
     :raises UnknownNodeError: there is neither a node nor a balancer of this name
     :raises CallError: ``span`` makes no sense
+    :raises NotReadableError: the state directory cannot be written
+    :raises WaitedError: somebody else does not end doing the same
     """
     now = time.time()
     until = now + seconds_of(span)
     entry = Maintenance(_known(configuration, name), until, now, _user(), reason)
-    _write(configuration, [*_others(configuration, entry.name), entry])
+    with _alone(configuration):
+        _write(configuration, [*_others(configuration, entry.name), entry])
     print(f"{printable(str(entry))}. On this host: set it on each host where efm-lb reconcile runs.")
     return EX_OK
 
@@ -39,13 +47,16 @@ def clear(configuration: Configuration, name: str) -> int:
     """Stop leaving it alone.
 
     :raises UnknownNodeError: it is not in maintenance
+    :raises NotReadableError, WaitedError: as `set_`
     """
     node = configuration.node(name)
     names = {name, name.lower(), node.name if node else name}  # as `set_` takes it; or of what is configured no more
-    others = [each for each in _now(configuration) if each.name not in names]
-    if len(others) == len(_now(configuration)):
-        raise UnknownNodeError(f"{shown(name)} is not in maintenance on this host")
-    _write(configuration, others)
+    with _alone(configuration):
+        before = _now(configuration)
+        others = [each for each in before if each.name not in names]
+        if len(others) == len(before):
+            raise UnknownNodeError(f"{shown(name)} is not in maintenance on this host")
+        _write(configuration, others)
     print(f"{printable(name)} is no longer in maintenance on this host")
     return EX_OK
 
@@ -96,13 +107,32 @@ def _others(configuration: Configuration, name: str) -> list[Maintenance]:
     return [each for each in _now(configuration) if each.name != name]
 
 
+@contextmanager
+def _alone(configuration: Configuration) -> Iterator[None]:
+    """From reading to writing: what somebody else sets at the same moment must not be lost."""
+    # Not the lock of the calls, which a hook may hold for as long as its deadline.
+    path = f"{configuration.state_dir}/{configuration.cluster}.maintenance.lock"
+    try:
+        held = lock.acquire(path, _PATIENCE)
+    except TimeoutError:
+        raise WaitedError(f"another efm-lb maintenance holds {path} for more than {_PATIENCE:g} s: try again") from None
+    except OSError as error:
+        raise _unwritable(configuration, error) from None
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
 def _write(configuration: Configuration, entries: list[Maintenance]) -> None:
     try:
         maintenance.write(configuration.state_dir, configuration.cluster, entries)
     except OSError as error:
-        raise NotReadableError(
-            f"{configuration.state_dir} cannot be written: {error.strerror}: do it as EFM's user"
-        ) from None
+        raise _unwritable(configuration, error) from None
+
+
+def _unwritable(configuration: Configuration, error: OSError) -> NotReadableError:
+    return NotReadableError(f"{configuration.state_dir} cannot be written: {error.strerror}: do it as EFM's user")
 
 
 def _user() -> str:
