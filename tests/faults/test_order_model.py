@@ -19,12 +19,15 @@ from efm_lb.events import Promote
 from efm_lb.truth import Role, Truth
 from efm_lb_haproxy import drive as haproxy
 from efm_lb_haproxy import wishes
+from efm_lb_pgbouncer import drive as pgbouncer
 from efm_lb_pgpool import drive as pgpool
 from efm_lb_pgpool.steps import Done, next_step
 from faults.model.hosts import installed
 from faults.model.sequence import play
 
 TESTS = Path(__file__).parents[1]
+SEEDS = 4000
+"""In how many a breakage must be found."""
 FIXED = 1000
 """The first seed in ``make test``, which is the same everywhere; `make faults` tries others."""
 
@@ -70,6 +73,7 @@ def test_sequences(count: int) -> None:
         print(f"seed {failure['seed']}: {failure['failure']} (python -m faults.model {failure['seed']})")
     assert result["counts"]["sequences"] == count
     assert not result["failed"]
+    assert result["counts"]["refused because of what the file remembers"] > 0
 
 
 def promotes_on_any_attach(call, truth, policy=Policy()):  # type: ignore[no-untyped-def]  # noqa: B008
@@ -88,7 +92,13 @@ def done_when_sent(event, backends, memory):  # type: ignore[no-untyped-def]
     return Done("sent") if memory.sent else next_step(event, backends, memory)
 
 
+def nothing(*arguments):  # type: ignore[no-untyped-def]
+    return None
+
+
 BREAKAGES = {
+    "what a HAProxy's file remembers is not looked at": (haproxy, "_demand_newest", nothing),
+    "what a PgBouncer's file remembers is not looked at": (pgbouncer, "demand_not_older", nothing),
     "an attach of type s moves writes": (hook, "decide", promotes_on_any_attach),
     "the first node counts as the primary": (Truth, "primaries", property(lambda self: self.nodes[:1])),
     "a HAProxy keeps its other writers": (haproxy, "wishes", with_the_others_left_in),
@@ -100,4 +110,4 @@ BREAKAGES = {
 def test_it_finds_what_is_broken(breakage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*BREAKAGES[breakage])
     with installed():
-        assert any(play(str(seed)).failure for seed in range(400))
+        assert any(play(str(seed)).failure for seed in range(SEEDS))

@@ -363,6 +363,7 @@ class Efm:
         if isinstance(balancer, Pgpool):
             return
         self._world.files[balancer.config] = balancer.first_config
+        self._world.watch.remembers(balancer, balancer.first_config)
         if isinstance(balancer, Pgbouncer):
             balancer.told_in_file.clear()
         self._simulation.say(f"{balancer.config} is as it was at first")

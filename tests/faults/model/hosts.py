@@ -29,6 +29,7 @@ from efm_lb import (
     Node,
     NodeState,
     Outcome,
+    PermanentError,
     Reach,
     TemporaryError,
     Truth,
@@ -58,7 +59,7 @@ from faults.model.databases import Cluster, Database
 from faults.model.haproxy import WRITE, Haproxy
 from faults.model.pgbouncer import Pgbouncer
 from faults.model.pgpool import Pgpool
-from faults.model.right import Watch
+from faults.model.right import FENCED, Watch
 from faults.model.simulation import Signal, Simulation, Task, Thread, Violation
 
 __all__ = ["Host", "World", "installed"]
@@ -143,7 +144,9 @@ class Host:
             except EfmLbError as error:
                 raise Violation(f"{argv}: {error}") from None
             for outcome in report.outcomes:
-                if outcome.result in (Result.BUG, Result.PERMANENT):
+                # That one is right, which is seen to where it comes from.
+                is_fenced = outcome.result is Result.PERMANENT and FENCED in outcome.detail
+                if outcome.result in (Result.BUG, Result.PERMANENT) and not is_fenced:
                     raise Violation(f"{short}: {outcome.balancer}: {outcome.result.value}: {outcome.detail}")
             done = (Result.CHANGED, Result.UNCHANGED)
             is_held = bool(report.decision and report.decision.hold)  # clients are, and nobody is taken out
@@ -458,6 +461,7 @@ def _replace_file(path: str, expected: bytes, content: bytes) -> None:
                     node = next(node for node in _world.cluster.nodes if node.host == host)
                     _world.watch.gives_writes(balancer, _world.cluster.of(node))
     _world.files[path] = content
+    _world.watch.remembers(balancer, content)
     if isinstance(balancer, Pgbouncer):
         balancer.told_in_file = balancer.in_file(content)
 
@@ -486,12 +490,17 @@ class _Way:
         began = _world.simulation.now
         argv = task.process.argv
         _world.watch.sends(model, event, task.process.began, argv)
-        if isinstance(model, Pgpool):
-            outcome = efm_lb_pgpool.drive.drive(event, model.members(), deadline)
-        elif isinstance(model, Haproxy):
-            outcome = efm_lb_haproxy.drive.drive(event, model.setup(), deadline)
-        else:
-            outcome = efm_lb_pgbouncer.drive.drive(event, model.pooler(), deadline)
+        try:
+            if isinstance(model, Pgpool):
+                outcome = efm_lb_pgpool.drive.drive(event, model.members(), deadline)
+            elif isinstance(model, Haproxy):
+                outcome = efm_lb_haproxy.drive.drive(event, model.setup(), deadline)
+            else:
+                outcome = efm_lb_pgbouncer.drive.drive(event, model.pooler(), deadline)
+        except PermanentError as error:
+            if FENCED in str(error):
+                _world.watch.refused(model, event)
+            raise
         _world.watch.reported(model, event, outcome.result, began)
         return outcome
 

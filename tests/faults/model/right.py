@@ -9,8 +9,9 @@ nodes, because one of them asked earlier. HAProxy takes their commands in turns,
 the proxy for writes made ready; an entry for writes written to the file, or loaded from it. Whoever tells it has
 asked the node itself before, for this event, and the node was then out of recovery, and the only such node that
 answered. The node may go into recovery between that answer and the command: so the answer must not be older than a
-hook's deadline. Nor may writes be given to a primary on an older timeline than any that was answered with it, or that
-the host had seen before.
+hook's deadline. Nor may writes be given to a primary on an older timeline than any that was answered with it, that
+the host had seen before, or that the balancer's own file has remembered for `CROSSING`. Nothing else is refused because
+of what the file remembers.
 
 **Nothing that is not its business**: an attach whose TYPE is standby gives no writes; with two primaries in sight only
 a detach is sent; reconcile sends nothing when it sees two primaries, or reaches half of three nodes or less; a call
@@ -26,6 +27,7 @@ somebody else has told it something meanwhile, or in the second before.
 
 from __future__ import annotations
 
+import re
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,9 +40,10 @@ from faults.model.simulation import Simulation, Task, Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Watch", "wrong"]
+__all__ = ["FENCED", "Watch", "wrong"]
 
-
+FENCED = "writes follow timeline"
+"""What a refusal says that comes from the balancer's own file."""
 CROSSING = 1.0
 """Seconds after which two hosts that crossed must have seen it and ended it."""
 
@@ -79,6 +82,7 @@ class Watch:
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
         self._unwatched: list[tuple[float, float]] = []
+        self._remembered: dict[str, list[tuple[float, int]]] = {}
         self.counts: dict[str, int] = {}
 
     def _never(self, what: str) -> None:
@@ -211,6 +215,22 @@ class Watch:
         if len(hosts) > 1:
             self._never(f"{balancer.name} has two ready writers in its file: {' and '.join(hosts)}")
 
+    def remembers(self, balancer: _Balancer, content: bytes) -> None:
+        """A balancer's own file has another content: which timeline its writes follow, by what is written there."""
+        marks = re.findall(rb"[#;] efm-lb: writes follow timeline ([0-9]+)$", content, re.MULTILINE)
+        newest = max(map(int, marks), default=0)
+        self._remembered.setdefault(balancer.name, []).append((self._simulation.now, newest))
+        self.count("a file remembers a timeline")
+
+    def refused(self, balancer: _Balancer, event: Event) -> None:
+        """An event was refused because of what the file remembers."""
+        self.count("refused because of what the file remembers")
+        primary = event.truth.primary
+        timeline = event.truth.state(primary).timeline if primary else None
+        _, newest = self._remembered.get(balancer.name, [(0.0, 0)])[-1]
+        if timeline is None or newest <= timeline:
+            self._never(f"{balancer.name}: refused for its file, which remembers timeline {newest}, not {timeline}")
+
     def is_told(self, balancer: _Balancer) -> bool:
         """Whether it is efm-lb that tells a balancer something."""
         task = self._simulation.current
@@ -240,6 +260,9 @@ class Watch:
         if age > self._oldest:
             self._never(f"{what}, which was asked {age:.1f} s ago")
         newest = max(*(other.timeline or 0 for other in truth.states), self._seen.get(task.host.name, 0))
+        if not by_file:
+            settled = self._simulation.now - CROSSING
+            newest = max([newest, *[mark for at, mark in self._remembered.get(balancer.name, [])[-1:] if at < settled]])
         if state.timeline is not None and newest > state.timeline:
             self._never(f"{what} on timeline {state.timeline}, and timeline {newest} was seen")
         if not database.is_primary:
