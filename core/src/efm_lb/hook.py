@@ -71,7 +71,9 @@ def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
         report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
     _say(as_document(report) if "--json" in argv else "\n".join(as_lines(report)))
     if report.exit_code and any(word.startswith("--follow-up") for word in argv):
-        _log(as_lines(report))
+        from efm_lb.system_log import complain
+
+        complain(as_lines(report))  # nobody waits for a follow-up
     return report.exit_code
 
 
@@ -416,12 +418,3 @@ def _say(text: str) -> None:
         write_all(1, data)
     except OSError:
         return
-
-
-def _log(lines: Sequence[str]) -> None:
-    """Nobody waits for a follow-up, so what it could not do goes to the system's log."""
-    import syslog
-
-    syslog.openlog("efm-lb", syslog.LOG_PID, syslog.LOG_DAEMON)
-    for line in lines:
-        syslog.syslog(syslog.LOG_ERR, line)

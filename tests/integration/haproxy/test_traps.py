@@ -398,7 +398,8 @@ def test_trap_14_whatever_the_files_hold(start_haproxy, manage, cluster):
     reloaded(haproxy)
     assert manager.belief() == "W r r"
     expected = before[real].replace(b"'  disabled  #", b"' disabled  #")
-    assert real.read_bytes() == expected, "but for the blanks before the word, all is as it was"
+    expected = expected.replace(b"#no blank before this", b"#no blank before this # efm-lb: writes follow timeline 1")
+    assert real.read_bytes() == expected, "but for the blanks before the word and the mark, all is as it was"
     assert crlf.read_bytes() == before[crlf]
     haproxy.process.stop()
 

@@ -64,11 +64,29 @@ def test_no_bug_makes_efm_promote(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(service, "run", failing(error))
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
     monkeypatch.setattr(service.signals, "raise_terminated", lambda: None)
     assert service.main(["--custom-monitor"]) == 0
     assert service.main([]) == 70
     said = capfd.readouterr().out.splitlines()
     assert said == [f"efm-lb reconcile: a bug in efm-lb: {type(error).__name__}: {error}"] * 2
+    assert logged == said[:1], "EFM does not pass on what it says"
+
+
+@pytest.mark.parametrize("words", [["--custom-monitor"], [], ["--watch"]])
+def test_wrong_settings_are_told_to_the_systems_log_where_nobody_hears_of_them(
+    words: list[str], env_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    env_file.write_text(f"{env_file.read_text()}EFM_LB_DEADLIN=5\nEFM_LB_CONNECT_TIMEOUT=x\n")
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
+    monkeypatch.setattr(service.signals, "raise_terminated", lambda: None)
+    code = service.main([*words, f"--env-file={env_file}"])
+    said = capfd.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("efm-lb reconcile: EFM_LB_")
+    assert (code, logged) == ((0, said) if words == ["--custom-monitor"] else (78, []))
 
 
 def test_words_that_the_terminal_cannot_show_do_no_harm(env_file: Path) -> None:

@@ -32,6 +32,7 @@ from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
 from efm_lb.sources import gather
 from efm_lb.state import write_all
+from efm_lb.system_log import complain
 
 __all__ = ["Arguments", "main", "parse"]
 
@@ -63,18 +64,21 @@ def main(argv: Sequence[str]) -> int:
     :return: 0 when every balancer is right or rightly left alone, 75 when not; see `efm_lb.errors` for the others
     """
     is_monitor = "--custom-monitor" in argv
+    problems: Sequence[str] = ()
     try:
         signals.raise_terminated()
         code = run(parse(argv), os.environ)
     except EfmLbError as error:
-        for message in error.messages:
-            _say(f"efm-lb reconcile: {message}")
-        code = error.exit_code
+        code, problems = error.exit_code, list(error.messages)
     except Terminated:
         code = EX_OK if "--watch" in argv else EX_TEMPFAIL
     except Exception as error:  # no traceback, and above all no exit code that makes EFM promote
-        _say(f"efm-lb reconcile: a bug in efm-lb: {type(error).__name__}: {error}")
-        code = EX_SOFTWARE
+        code, problems = EX_SOFTWARE, [f"a bug in efm-lb: {type(error).__name__}: {error}"]
+    lines = [printable(f"efm-lb reconcile: {problem}") for problem in problems]
+    for line in lines:
+        _say(line)
+    if is_monitor and lines:
+        complain(lines)  # EFM takes no notice of what a monitor says that ends with 0
     return EX_OK if is_monitor else code
 
 
