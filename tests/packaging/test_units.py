@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from efm_lb.follow_up import ATTEMPT
 from efm_lb.reconcile.service import Arguments, parse
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -25,6 +26,14 @@ def test_their_commands_are_those_of_efm_lb() -> None:
     assert once[:2] == watch[:2] == [COMMAND, "reconcile"]
     assert parse(once[2:]) == Arguments(cluster="acctg")
     assert parse(watch[2:]) == Arguments(cluster="acctg", watch=True)
+
+
+def test_the_service_is_watched_and_given_enough_time() -> None:
+    """A sign of life comes before each look, which takes two connects and the sending."""
+    lines = (UNITS / "efm-lb-reconcile@.service").read_text().splitlines()
+    assert "Type=notify" in lines
+    (seconds,) = [int(line.removeprefix("WatchdogSec=")) for line in lines if line.startswith("WatchdogSec=")]
+    assert seconds >= 2 * (50 + 1) + ATTEMPT + 10
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

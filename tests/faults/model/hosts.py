@@ -46,6 +46,7 @@ from efm_lb.outcomes import Result
 from efm_lb.probe import SECOND_LOOK
 from efm_lb.reconcile import rounds, service
 from efm_lb.reconcile.restraint import Sight
+from efm_lb.reconcile.supervisor import Supervisor
 from efm_lb_haproxy.config import server_lines
 from efm_lb_haproxy.servers import Server
 from efm_lb_haproxy.settings import Setup
@@ -167,7 +168,7 @@ class Host:
         def run() -> None:
             vigil = _Vigil(world, self.name, self.configuration.connect_timeout)
             self.rounds = rounds.Rounds(self.configuration, vigil)  # type: ignore[arg-type]
-            service._watch(self.configuration, False, lambda: False, vigil, self.rounds)  # type: ignore[arg-type]
+            service._watch(self.configuration, False, lambda: False, vigil, self.rounds, Supervisor({}))  # type: ignore[arg-type]
 
         self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
         self.service.began = world.simulation.now
@@ -253,10 +254,11 @@ class _Vigil:
         if silent:
             world.simulation.sleep(seconds)
 
-    def wait(self, until: float) -> None:
+    def wait(self, until: float) -> bool:
         simulation = self._world.simulation
         while self._changes == self._seen and simulation.now < until:
             simulation.wait(until, self._news)
+        return self._changes != self._seen
 
 
 class _Answers:

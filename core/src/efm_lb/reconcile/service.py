@@ -27,6 +27,7 @@ from efm_lb.errors import (
 )
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.reconcile.rounds import Round, Rounds
+from efm_lb.reconcile.supervisor import ALIVE, READY, Supervisor
 from efm_lb.reconcile.vigil import Vigil
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
@@ -121,7 +122,7 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> int:
             # Not whether there is a plan: it may be impossible to store one, or somebody else's with other variables.
             return compiled.identity(gather(arguments.cluster, arguments.env_file, environ)) != made_from
 
-        _watch(configuration, arguments.json, is_changed, vigil, rounds)
+        _watch(configuration, arguments.json, is_changed, vigil, rounds, Supervisor(environ))
     return _once(configuration, rounds, arguments.json)
 
 
@@ -144,10 +145,17 @@ def _once(configuration: Configuration, rounds: Rounds, as_json: bool) -> int:
 
 
 def _watch(
-    configuration: Configuration, as_json: bool, is_changed: Callable[[], bool], vigil: Vigil, rounds: Rounds
+    configuration: Configuration,
+    as_json: bool,
+    is_changed: Callable[[], bool],
+    vigil: Vigil,
+    rounds: Rounds,
+    supervisor: Supervisor,
 ) -> None:
     before: tuple[str, ...] = ()
+    supervisor.tell(READY)
     while True:
+        supervisor.tell(ALIVE)
         if is_changed():
             _say("the settings have changed: starting anew")
             _start_anew()
@@ -161,13 +169,14 @@ def _watch(
             for line in fresh or (["everything is right again"] if before and not done.lines else []):
                 _say(line)
         before = done.lines
-        _rest(vigil, done, began + configuration.reconcile.period)
+        _rest(vigil, done, began + configuration.reconcile.period, supervisor)
 
 
-def _rest(vigil: Vigil, done: Round, next_period: float) -> None:
+def _rest(vigil: Vigil, done: Round, next_period: float, supervisor: Supervisor) -> None:
     """Until something is due, or a database says something new."""
-    until = min(next_period, done.next_look)
-    vigil.wait(max(until, time.monotonic() + 0.05))
+    until = max(min(next_period, done.next_look), time.monotonic() + 0.05)
+    while not vigil.wait(min(until, time.monotonic() + supervisor.period / 2)) and time.monotonic() < until:
+        supervisor.tell(ALIVE)
 
 
 def _use_one_arena() -> None:

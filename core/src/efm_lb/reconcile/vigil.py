@@ -77,13 +77,14 @@ class Vigil:
                     return
                 self._news.wait(left)
 
-    def wait(self, until: float) -> None:
+    def wait(self, until: float) -> bool:
         """Wait until a node says something that the last `sight` did not have, or until the time is over.
 
         :param until: by ``time.monotonic()``
+        :return: a node has said something
         """
         with self._news:
-            self._news.wait_for(lambda: self._changes != self._seen, max(0.0, until - time.monotonic()))
+            return self._news.wait_for(lambda: self._changes != self._seen, max(0.0, until - time.monotonic()))
 
     def _watch(self, node: Node) -> None:
         keywords = {**self._keywords, "host": node.host, "port": str(node.port)}
