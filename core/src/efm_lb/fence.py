@@ -6,10 +6,7 @@ answer it. The file that it is about to change knows, for it goes where the bala
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from efm_lb.outcomes import PermanentError

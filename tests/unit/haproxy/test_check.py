@@ -49,6 +49,18 @@ def test_a_good_setup_is_complained_about_in_no_way(look):
     assert told(look()) == ""
 
 
+@pytest.mark.parametrize(("timeline", "complains"), [(2, True), (1, False)])
+def test_what_a_file_remembers_is_told_before_the_next_promote_is_refused(look, timeline, complains):
+    """The truth is on timeline 1."""
+    marked = GOOD.replace("# the first", f"# efm-lb: writes follow timeline {timeline}")
+    assert ("CONFIG: " in told(look(config=marked))) is complains
+    if complains:
+        assert "haproxy.cfg:5: writes follow timeline 2, and 10.0.0.1:5444 is on timeline 1:" in told(
+            look(config=marked)
+        )
+        assert told(look("sss", config=marked)).count("timeline") == 0, "no primary is proven"
+
+
 @pytest.mark.parametrize(
     ("databases", "write", "read", "message"),
     [

@@ -333,7 +333,7 @@ def test_a_mark_that_somebody_else_writes_meanwhile_counts(haproxy, config, monk
         replace_file(path, expected, content)
 
     monkeypatch.setattr(persist, "replace_file", interfere)
-    with pytest.raises(PermanentError, match="not kept, .*: writes follow timeline 7, and"):
+    with pytest.raises(PermanentError, match=r"not kept, .*: writes follow timeline 7, and"):
         send(haproxy, on_timeline(6), config=[str(config)])
     assert config.read_text() == MARKED
 

@@ -655,6 +655,19 @@ def test_check_tells_what_the_console_answers(fake, what, act):
     assert fake.sent == []
 
 
+@pytest.mark.parametrize(("timeline", "complains"), [(2, True), (1, False)])
+def test_what_a_file_remembers_is_told_before_the_next_promote_is_refused(fake, config, timeline, complains):
+    """The truth is on timeline 1."""
+    config.write_text(ENTRIES.replace("app =", f"; efm-lb: writes follow timeline {timeline}\napp ="))
+    found = adapter.efm_lb_check(truth("Pss"), balancer(fake), time.monotonic() + 5)
+    told = [each.detail for each in found if each.severity is Severity.ERROR and each.subject == str(config)]
+    assert [f"{config}:3: writes follow timeline 2, and 10.0.0.1:5444 is on timeline 1" in each for each in told] == (
+        [True] if complains else []
+    )
+    found = adapter.efm_lb_check(truth("sss"), balancer(fake), time.monotonic() + 5)
+    assert not [each for each in found if "timeline" in each.detail], "no primary is proven"
+
+
 def test_check_goes_on_with_the_other_process(config):
     with ExitStack() as stack:
         first, second = (stack.enter_context(FakeConsole(config)) for _ in range(2))

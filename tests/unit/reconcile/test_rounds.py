@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from efm_lb import Balancer, Event, Outcome, View, hookimpl, lock
+from efm_lb import Balancer, Event, Outcome, Result, View, hookimpl, lock
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary, Reconcile
 from efm_lb.reconcile.restraint import Sight
 from efm_lb.reconcile.rounds import Rounds
@@ -95,7 +95,14 @@ def test_a_call_that_never_ends_does_not_hold_it_up_for_ever(world: World, tmp_p
         os.close(held)
 
 
-@pytest.mark.parametrize("answer", [Outcome.unchanged("nothing to change"), Outcome.deferred("not now")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Outcome.unchanged("nothing to change"),
+        Outcome.deferred("not now"),
+        Outcome(Result.PERMANENT, "a.ini:3: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6"),
+    ],
+)
 def test_what_is_sent_in_vain_fills_no_journal(world: World, answer: Outcome) -> None:
     world.answer = answer
     assert not until(lambda: len(world.told) > 8, world, 2.0), "it is tried more and more seldom"

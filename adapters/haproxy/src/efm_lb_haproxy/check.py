@@ -7,14 +7,24 @@ from collections.abc import Iterator, Mapping
 
 from efm_lb import Finding, Node, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_haproxy.config import Line, lines, server_lines
-from efm_lb_haproxy.persist import Files, read, same_address
+from efm_lb_haproxy.persist import Files, may_move, read, same_address
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.state_file import state_files
 from efm_lb_haproxy.validate import NONE, locate, validate
+from efm_lb_haproxy.wishes import Place, Wish
 
-__all__ = ["check", "http_checked", "of_agreement", "of_configuration", "of_nodes", "of_socket", "of_writers"]
+__all__ = [
+    "check",
+    "http_checked",
+    "of_agreement",
+    "of_configuration",
+    "of_nodes",
+    "of_socket",
+    "of_timeline",
+    "of_writers",
+]
 
 Proxies = Mapping[str, tuple[Server, ...]]
 
@@ -37,7 +47,7 @@ def check(truth: Truth, setup: Setup, deadline: float) -> list[Finding]:
     for name in look.proxies:
         if http_checked(runtime.ask(f"show stat {name} 4 -1", deadline)):
             findings.append(_fights(name))
-    return findings + _of_files(setup, runtime, look.proxies, deadline)
+    return findings + _of_files(truth, setup, runtime, look.proxies, deadline)
 
 
 def of_socket(setup: Setup, level: str) -> Iterator[Finding]:
@@ -153,7 +163,7 @@ def _fights(proxy: str) -> Finding:
     )
 
 
-def _of_files(setup: Setup, runtime: Runtime, proxies: Proxies, deadline: float) -> list[Finding]:
+def _of_files(truth: Truth, setup: Setup, runtime: Runtime, proxies: Proxies, deadline: float) -> list[Finding]:
     if not setup.config:
         return [
             Finding(
@@ -170,6 +180,7 @@ def _of_files(setup: Setup, runtime: Runtime, proxies: Proxies, deadline: float)
     findings = list(_of_rights(files))
     findings += _of_validity(setup, runtime, files, deadline)
     findings += of_configuration(setup, files)
+    findings += of_timeline(truth, setup, files)
     findings += of_agreement(setup, files, proxies)
     findings += _of_state_files(files)
     return findings
@@ -228,6 +239,19 @@ def of_configuration(setup: Setup, files: Files) -> Iterator[Finding]:
                 )
     yield from _of_marked_down(setup, files)
     yield from _of_retries(setup, files)
+
+
+def of_timeline(truth: Truth, setup: Setup, files: Files) -> Iterator[Finding]:
+    """Whether the next promote would be refused because of what the files remember. Pure."""
+    primary = truth.primary
+    if primary is None:
+        return
+    timeline = truth.state(primary).timeline
+    wanted = tuple(Wish(name, {primary: Place.READY}, Place.OUT, timeline) for name in setup.write)
+    try:
+        may_move(wanted, files)
+    except PermanentError as error:
+        yield Finding(Severity.ERROR, "CONFIG", str(error))
 
 
 def _of_line(where: str, line: Line, ours: bool) -> Iterator[Finding]:

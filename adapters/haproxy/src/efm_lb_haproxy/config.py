@@ -1,6 +1,6 @@
-"""haproxy.cfg as bytes: find the ``server`` lines, and change the word ``disabled`` on them and a comment of ours. Pure.
+"""haproxy.cfg as bytes: find the ``server`` lines, and change the word ``disabled`` and a mark on them. Pure.
 
-Nothing else is changed.
+Nothing else is changed. The mark is a comment of ours, which says what timeline the writes follow.
 
 The words of a line are found as haproxy finds them (2.6, `parse_line`): blanks of any kind separate words, an unquoted
 ``#`` ends the line, also within a word, ``\\`` escapes some bytes outside of strong quotes, and a carriage return
@@ -251,7 +251,7 @@ def marked(content: bytes, proxies: Collection[str]) -> list[tuple[int, int]]:
 
 
 def edited(content: bytes, wanted: Mapping[int, bool], timelines: Mapping[int, int | None] = _NONE) -> bytes:
-    """The content with the word ``disabled`` put on, or taken from, server lines, and with marks; every other byte stays.
+    """The content with the word ``disabled`` and marks put on, or taken from, server lines; every other byte stays.
 
     The word is put after the last one, before a comment, because the last of ``enabled`` and ``disabled`` counts.
     Taken away are all such words of the line, each with the blanks before it. A line that says already what is wanted
@@ -296,16 +296,19 @@ def _marking(content: bytes, line: Line, timeline: int | None) -> Iterator[tuple
     start, end = _tail(content, line)
     found = timeline_marks(_COMMENT, content, start, end)
     kept = found.pop() if found and timeline is not None else None
-    for number, mark in enumerate(found):
+    for number, gone in enumerate(found):
         # What somebody has written behind it must stay a comment.
         until = found[number + 1].start if number + 1 < len(found) else kept.start if kept else end
-        blank = mark.start > start and content[mark.start - 1] in _BLANKS
-        is_last = not content[mark.end : until].strip(_BLANKS)
-        yield mark.start - (is_last and blank), mark.end, b"" if is_last else _COMMENT
-    if kept and kept.timeline != timeline:
-        yield kept.start, kept.end, timeline_mark(_COMMENT, timeline)
-    elif timeline is not None and not kept:
-        yield end, end, _blank(content[line.words[0].start : line.words[-1].end]) + timeline_mark(_COMMENT, timeline)
+        blank = gone.start > start and content[gone.start - 1] in _BLANKS
+        is_last = not content[gone.end : until].strip(_BLANKS)
+        yield gone.start - (is_last and blank), gone.end, b"" if is_last else _COMMENT
+    if timeline is None or (kept and kept.timeline == timeline):
+        return
+    mark = timeline_mark(_COMMENT, timeline)
+    if kept:
+        yield kept.start, kept.end, mark
+    else:
+        yield end, end, _blank(content[line.words[0].start : line.words[-1].end]) + mark
 
 
 def _tail(content: bytes, line: Line) -> tuple[int, int]:

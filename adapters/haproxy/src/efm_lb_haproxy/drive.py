@@ -191,7 +191,10 @@ def _bring(event: Event, setup: Setup, runtime: Runtime, limit: float) -> _Broug
 
 
 def _demand_newest(setup: Setup, wanted: tuple[Wish, ...]) -> None:
-    """:raises PermanentError: the files say that writes follow a newer timeline than that of the node they shall go to"""
+    """Look at what the files remember before anything is told to the running HAProxy.
+
+    :raises PermanentError: writes follow a newer timeline than that of the node that they shall be moved to
+    """
     if not setup.config or all(wish.timeline is None for wish in wanted):
         return
     from efm_lb_haproxy.persist import may_move, read

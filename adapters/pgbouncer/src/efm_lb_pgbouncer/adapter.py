@@ -34,8 +34,8 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "pattern": "^/",
                 "description": (
                     "The file that holds the entries: pgbouncer.ini, or the file that it takes in by `%include`."
-                    " Only the values of `host=` and `port=` of the named entries are changed, and a comment of ours above"
-                    " those of WRITE."
+                    " Only the values of `host=` and `port=` of the named entries are changed, and a comment of ours"
+                    " above those of WRITE."
                 ),
             },
             "write": {

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from efm_lb import Finding, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_pgbouncer.console import Database, Refused, Session
+from efm_lb_pgbouncer.drive import demand_newest
 from efm_lb_pgbouncer.entries import Entry, EntryError, Location, entry_of, location_of, parse
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at, nodes_at
 
-__all__ = ["Reader", "check", "may_read", "of_databases", "of_file", "of_settings"]
+__all__ = ["Reader", "check", "may_read", "of_databases", "of_file", "of_settings", "of_timeline"]
 
 _NOBODY = '"efm-lb has no such database"'
 _LOGIN_RETRY = 1
@@ -45,6 +46,7 @@ def check(truth: Truth, pooler: Pooler, deadline: float) -> list[Finding]:
         findings.append(Finding(Severity.ERROR, pooler.config, str(error), "let efm-lb's user read it"))
     else:
         findings += of_file(pooler, content, locations)
+        findings += of_timeline(truth, pooler, content) if locations else ()
     readers: list[Reader] = []
     for console in pooler.consoles:
         try:
@@ -86,6 +88,17 @@ def of_file(pooler: Pooler, content: bytes, locations: dict[str, Location]) -> I
             "clients of databases that have no entry of their own go where this entry leads, which efm-lb never moves",
             "give each database an entry, and remove this one; PgBouncer forgets it only when it is restarted",
         )
+
+
+def of_timeline(truth: Truth, pooler: Pooler, content: bytes) -> Iterator[Finding]:
+    """Whether the next promote would be refused because of what the file remembers. Pure."""
+    primary = truth.primary
+    if primary is None:
+        return
+    try:
+        demand_newest(pooler, content, primary, truth.state(primary).timeline)
+    except PermanentError as error:
+        yield Finding(Severity.ERROR, pooler.config, str(error))
 
 
 def of_databases(

@@ -38,7 +38,17 @@ from efm_lb_pgbouncer.entries import EntryError, Location, edited, marked
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import Targets, is_at, nodes_at, targets
 
-__all__ = ["changes", "drive", "in_parallel", "leftovers", "may_have_failed", "to_resume", "wanted_of", "wrong"]
+__all__ = [
+    "changes",
+    "demand_newest",
+    "drive",
+    "in_parallel",
+    "leftovers",
+    "may_have_failed",
+    "to_resume",
+    "wanted_of",
+    "wrong",
+]
 
 _MARGIN = 0.1
 """Seconds before the deadline at which to give up, so that the reason is still told."""
@@ -121,10 +131,24 @@ def wanted_of(event: Event, pooler: Pooler, content: bytes, running: Sequence[di
     write = {name: _not_lost(name, locations[name], truth, running) for name in pooler.write}
     read = {name: locations[name] for name in pooler.read}
     wanted = targets(event, write, read, pooler.policy)
-    if wanted.writer and wanted.timeline is not None:
-        found = [(pooler.config, *mark) for mark in marked(content, pooler.write)]
-        demand_not_older(wanted.writer, wanted.timeline, found, _REMOVAL)
+    if wanted.writer:
+        demand_newest(pooler, content, wanted.writer, wanted.timeline)
     return wanted
+
+
+def demand_newest(pooler: Pooler, content: bytes, writer: Node, timeline: int | None) -> None:
+    """Refuse to move writes to an older timeline than the file says that they follow. Pure.
+
+    :param timeline: the writer's; None when it is not known
+    :raises PermanentError: it does; or PgBouncer would not take the file
+    """
+    if timeline is None:
+        return
+    try:
+        found = marked(content, pooler.write)
+    except EntryError as error:
+        raise PermanentError(pooler.said(error)) from None
+    demand_not_older(writer, timeline, [(pooler.config, *mark) for mark in found], _REMOVAL)
 
 
 def _not_lost(name: str, location: Location, truth: Truth, running: Sequence[dict[str, Database]]) -> Location:
