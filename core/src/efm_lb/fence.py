@@ -7,7 +7,6 @@ answer it. The file that it is about to change knows, for it goes where the bala
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from efm_lb.outcomes import PermanentError
 from efm_lb.truth import Node
@@ -20,16 +19,19 @@ _MOST_DIGITS = 10
 """A timeline is a number of 32 bits."""
 
 
-class TimelineMark(NamedTuple):
-    """One mark in a file.
+class TimelineMark:
+    """One mark in a file. Written out: a named tuple is made at each start, for a quarter of a millisecond.
 
     :param start: where it begins, the sign of the comment included
     :param end: the first byte after it
     """
 
-    start: int
-    end: int
-    timeline: int
+    __slots__ = ("end", "start", "timeline")
+
+    def __init__(self, start: int, end: int, timeline: int) -> None:
+        self.start = start
+        self.end = end
+        self.timeline = timeline
 
 
 def timeline_mark(sign: bytes, timeline: int) -> bytes:
