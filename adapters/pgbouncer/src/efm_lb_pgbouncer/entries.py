@@ -11,6 +11,7 @@ An ``%include`` keeps the section that it stands in, so a file may begin in the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from efm_lb import TimelineMark, timeline_mark, timeline_marks
@@ -95,8 +96,9 @@ class Parsed(NamedTuple):
     includes: tuple[str, ...]
 
 
+@lru_cache(maxsize=2)
 def parse(content: bytes) -> Parsed:
-    """Find the entries.
+    """Find the entries. The file as it is and as it shall be are asked for several times in a run.
 
     :raises EntryError: PgBouncer would stop reading at that line
     """
