@@ -78,6 +78,6 @@ def demand_not_older(node: Node, timeline: int, found: Iterable[tuple[str, int, 
     command = join([*removal, *dict.fromkeys(mark[0] for mark in newer)])
     raise PermanentError(
         f"{path}:{line}: writes follow timeline {newest}, and {node.address} is on timeline {timeline}: it has missed"
-        " a promotion, so it gets no writes: stop it. Only where the cluster was built anew (pg_upgrade, initdb, a"
-        f" restore), which may begin with timeline 1 again, remove the mark, and call again: {command}"
+        " a promotion, so it gets no writes: stop it. Only where the newer timeline is gone for good (pg_upgrade,"
+        f" initdb, a restore, a primary that is given up), remove the mark, and call again: {command}"
     )

@@ -270,8 +270,8 @@ def test_an_older_timeline_gets_no_writes(haproxy, model, config, hook, moved):
         hook(on_timeline(6), balancer(haproxy.path, config=[str(config)]), time.monotonic() + 5)
     assert str(caught.value) == (
         f"{config}:{6 if moved else 5}: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6: it has missed a"
-        " promotion, so it gets no writes: stop it. Only where the cluster was built anew (pg_upgrade, initdb, a"
-        " restore), which may begin with timeline 1 again, remove the mark, and call again: sed -i --follow-symlinks"
+        " promotion, so it gets no writes: stop it. Only where the newer timeline is gone for good (pg_upgrade, initdb,"
+        " a restore, a primary that is given up), remove the mark, and call again: sed -i --follow-symlinks"
         f" 's/ *# efm-lb: writes follow timeline [0-9]*$//' {config}"
     )
     assert model.sent == [], "the runtime comes first, but not that first"

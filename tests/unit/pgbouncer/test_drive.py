@@ -321,8 +321,8 @@ def test_an_older_timeline_gets_no_writes(fake, config, hook, moved):
         hook(on_timeline(6), balancer(fake), time.monotonic() + 5)
     assert str(caught.value) == (
         f"{config}:3: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6: it has missed a promotion, so it"
-        " gets no writes: stop it. Only where the cluster was built anew (pg_upgrade, initdb, a restore), which may"
-        " begin with timeline 1 again, remove the mark, and call again: sed -i --follow-symlinks"
+        " gets no writes: stop it. Only where the newer timeline is gone for good (pg_upgrade, initdb, a restore, a"
+        " primary that is given up), remove the mark, and call again: sed -i --follow-symlinks"
         f" '/^; efm-lb: writes follow timeline [0-9]*$/d' {config}"
     )
     assert config.read_text() == marked
@@ -432,7 +432,7 @@ def test_writes_that_another_event_is_moving_are_not_taken_for_an_old_file(fake,
     """That one has asked later: the new primary was still a standby when this one did."""
 
     def load(fake, connection, answer):
-        fake._load()
+        fake.load()
         connection.sendall(answer.encoded())
 
     config.write_text(MOVED)
