@@ -1,6 +1,6 @@
 # make demo    watch efm-lb keep pgpool, HAProxy and PgBouncer right through a switchover and a failover
 # make test    prove it: every test, with the real servers
-# make faults  try to break it, for as long as it takes: kills at every step, every order of calls, networks that fail
+# make faults  try to break it, for as long as it takes; a table at the end says what was tried, and what was lost
 # make check   types, lint, format, architecture
 # make bench   efm-lb and the bash hooks side by side on one cluster
 .DEFAULT_GOAL := help

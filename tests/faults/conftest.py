@@ -1,7 +1,12 @@
-"""The real servers of the integration tests, for the fault suite too."""
+"""The real servers of the integration tests, for the fault suite too, and its report."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from faults.tally import KIND, TRIED, accounts, table
 from integration.conftest import (
     cluster,
     haproxy,
@@ -24,4 +29,27 @@ __all__ = [
     "standing_pgbouncer",
     "standing_pgpool",
     "start_haproxy",
+    "tried",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _kind(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """The kind of fault is that of the test's ``fault`` mark."""
+    mark = request.node.get_closest_marker("fault")
+    if mark:
+        record_property(KIND, mark.args[0])
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """Say how many faults a test has tried, when it is not one: ``tried(100)``; several times if need be."""
+    return lambda count: record_property(TRIED, count)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = accounts(terminalreporter.stats)
+    if found:
+        terminalreporter.section("faults: what was tried, and what was lost")
+        for line in table(found):
+            terminalreporter.write_line(line)

@@ -31,6 +31,7 @@ def fuzzed(
         def test(examples: int, request: pytest.FixtureRequest) -> None:
             chosen = FIXED if examples == few else SEED
             print(f"EFM_LB_SEED={chosen}")
+            request.getfixturevalue("tried")(examples)
             given_ones = {name: request.getfixturevalue(name) for name in fixtures}
 
             def holds(**drawn: Any) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -21,6 +21,7 @@ from faults.kill.calls import CALLS, Call, Moment
 from faults.kill.stand import Point, Stand, Step, open_stand
 from faults.kill.strike import strike
 
+pytestmark = pytest.mark.fault("efm-lb killed at a step")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
 SAMPLED = 7
 """Points of each moment in ``make test``."""
@@ -115,28 +116,29 @@ def recorded(stand: Stand) -> Campaign:
     return campaign
 
 
-def kill(campaign: Campaign, points: Sequence[tuple[Call, Point]]) -> None:
+def kill(campaign: Campaign, points: Sequence[tuple[Call, Point]], tried: Callable[[int], None]) -> None:
     print(f"{len(points)} of {len(campaign.points)} points", flush=True)
+    tried(len(points))
     campaign.play(points)
     print(campaign.report())
     assert not campaign.failed, "\n".join(campaign.failed)
 
 
-def test_killed_at_some_steps(stand: Stand) -> None:
+def test_killed_at_some_steps(stand: Stand, tried: Callable[[int], None]) -> None:
     print(f"EFM_LB_SEED={SEED}")
     campaign = recorded(stand)
     chance = random.Random(SEED)
     chosen = []
     for moment in Moment:
         chosen += chance.sample([each for each in campaign.points if each[0].moment is moment], SAMPLED)
-    kill(campaign, chosen)
+    kill(campaign, chosen, tried)
 
 
 @pytest.mark.long
-def test_killed_at_every_step(stand: Stand) -> None:
+def test_killed_at_every_step(stand: Stand, tried: Callable[[int], None]) -> None:
     print(f"EFM_LB_SEED={SEED}")
     campaign = recorded(stand)
-    kill(campaign, random.Random(SEED).sample(campaign.points, len(campaign.points)))
+    kill(campaign, random.Random(SEED).sample(campaign.points, len(campaign.points)), tried)
     stand.age_leftovers()
     for _ in stand.cluster.nodes:
         campaign.play([(call, None) for call in CALLS if call.words(stand)[0] in ("attach", "detach")])

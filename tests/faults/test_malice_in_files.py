@@ -41,6 +41,8 @@ from faults.fuzzing import damaged, fuzzed
 from unit.docs.documents import blocks, read
 from unit.haproxy.haproxy_model import CONFIG, NODES, truth
 
+pytestmark = pytest.mark.fault("harmful files")
+
 # The env file
 
 ENV = b"".join(block.encode() for block in blocks(read("README.md"), "sh") if "EFM_LB_NODES=" in block)

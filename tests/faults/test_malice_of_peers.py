@@ -30,6 +30,8 @@ from unit.haproxy.haproxy_model import Model
 from unit.pgbouncer.fake_console import ENTRIES, FakeConsole, failure, message, raw, texts
 from unit.pgpool.fake_pcp import ALL_4_2, ALL_4_3, LOGIN, error, frame
 
+pytestmark = pytest.mark.fault("peers that mean harm")
+
 SLACK = 20.0
 """Seconds that a busy machine may take on top of any time-out: what hangs takes longer."""
 ERRORS = (TemporaryError, PermanentError)

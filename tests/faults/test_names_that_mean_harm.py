@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from efm_lb import hook
 from efm_lb.errors import EfmLbError, printable
 
+pytestmark = pytest.mark.fault("names that mean harm")
+
 NAMES = [
     b"db1;reboot",
     b"db1 && reboot",

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from faults.model.hosts import installed
 from faults.model.sequence import play
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.fault("calls in any order, in a model")
 SEEDS = 4000
 """In how many a breakage must be found."""
 FIXED = 1000
@@ -63,7 +65,8 @@ def played(first: int, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_sequences(count: int) -> None:
+def test_sequences(count: int, tried: Callable[[int], None]) -> None:
+    tried(count)
     base = int(os.environ.get("EFM_LB_SEED", FIXED if count == 1000 else random.randrange(10**9)))
     print(f"seeds {base} to {base + count - 1}; EFM_LB_SEED={base} plays the same ones")
     result = played(base, count)

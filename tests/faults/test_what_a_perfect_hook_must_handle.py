@@ -51,6 +51,7 @@ HASTE: Mapping[str, object] = {
 }
 IMPATIENT = {"EFM_LB_DEADLINE": 2}
 HEALTHY = {"edge1": "W r r", "pgb1": "W r r", "pool1": "Wr r r"}
+pytestmark = pytest.mark.fault("a case that EFM, a database or a balancer makes")
 SEED = int(os.environ.get("EFM_LB_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 

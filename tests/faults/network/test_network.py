@@ -17,6 +17,7 @@ from faults.network.hosts import Fault
 from faults.network.samples import Samples
 from faults.network.stand import BALANCERS, DEADLINE, NODES, Stand
 
+pytestmark = pytest.mark.fault("a network that fails")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
 
 NODE_AND_NODE = ("new", ("other",), "new")

@@ -1,0 +1,41 @@
+"""The table at the end of the fault suite counts what was tried, and hides nothing that was lost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from faults.tally import KIND, TRIED, Account, accounts, table
+
+
+def report(
+    outcome: Literal["passed", "failed", "skipped"],
+    *properties: tuple[str, object],
+    when: Literal["setup", "call", "teardown"] = "call",
+) -> pytest.TestReport:
+    return pytest.TestReport("t", ("t", 1, "t"), {}, outcome, None, when, user_properties=properties)
+
+
+def test_each_kind_has_its_account() -> None:
+    disk, clock = (KIND, "a full disk"), (KIND, "a clock")
+    found = accounts(
+        {
+            "": [report("passed", disk, when="setup"), report("passed", disk, (TRIED, 5), when="teardown")],
+            "passed": [report("passed", disk), report("passed", disk, (TRIED, 5), (TRIED, 6)), report("passed")],
+            "failed": [report("failed", disk, (TRIED, 7)), report("failed", clock)],
+            "error": [report("failed", clock, when="setup")],
+            "skipped": [report("skipped", clock, when="setup")],
+            "xfailed": [report("skipped", clock)],
+            "warnings": ["no report"],
+        }
+    )
+    assert found == {"a full disk": Account(19, 1, 0), "a clock": Account(2, 2, 1)}
+    assert [line.split() for line in table(found)][-1] == ["together", "21", "3", "1"]
+
+
+def test_every_kind_of_this_suite_is_marked(request: pytest.FixtureRequest) -> None:
+    """A fault without a mark would be missing in the table."""
+    faults = [item for item in request.session.items if "/faults/" in f"/{item.nodeid}"]
+    unmarked = {item.nodeid.partition("::")[0] for item in faults if not item.get_closest_marker("fault")}
+    assert {name.rpartition("/")[2] for name in unmarked} <= {"test_tally.py", "test_hosts.py"}
