@@ -18,6 +18,7 @@ __all__ = [
     "EfmLbError",
     "NotInstalledError",
     "NotReadableError",
+    "NotWrittenError",
     "SettingsError",
     "UnknownNodeError",
     "WaitedError",
@@ -83,6 +84,12 @@ class NotReadableError(EfmLbError):
 
 class WaitedError(EfmLbError):
     """Another process was at the same thing for too long."""
+
+    exit_code = EX_TEMPFAIL
+
+
+class NotWrittenError(EfmLbError):
+    """A file could not be written now: the disk is full, say. All is as it was."""
 
     exit_code = EX_TEMPFAIL
 

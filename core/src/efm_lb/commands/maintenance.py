@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
@@ -13,7 +14,16 @@ from efm_lb import lock, maintenance
 from efm_lb.calls import shown
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, CallError, NotReadableError, UnknownNodeError, WaitedError, printable
+from efm_lb.errors import (
+    EX_OK,
+    CallError,
+    EfmLbError,
+    NotReadableError,
+    NotWrittenError,
+    UnknownNodeError,
+    WaitedError,
+    printable,
+)
 from efm_lb.maintenance import Maintenance
 
 __all__ = ["clear", "seconds_of", "set_", "show"]
@@ -131,8 +141,11 @@ def _write(configuration: Configuration, entries: list[Maintenance]) -> None:
         raise _unwritable(configuration, error) from None
 
 
-def _unwritable(configuration: Configuration, error: OSError) -> NotReadableError:
-    return NotReadableError(f"{configuration.state_dir} cannot be written: {error.strerror}: do it as EFM's user")
+def _unwritable(configuration: Configuration, error: OSError) -> EfmLbError:
+    words = f"{configuration.state_dir} cannot be written: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotReadableError(f"{words}: do it as EFM's user")
+    return NotWrittenError(words)
 
 
 def _user() -> str:
