@@ -151,6 +151,9 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
     :param patience: seconds that a node which is on its way may be waited for
     """
     began = time.monotonic()
+    node = configuration.node(arguments.host)
+    if node and not arguments.call:
+        state.begin(node)
     name = arguments.call or new_call()
     journal = journals.Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", name)
     journal.record(

@@ -48,7 +48,7 @@ def in_force(state_dir: str, cluster: str, now: float | None = None) -> tuple[Ma
     :param now: in seconds since 1970
     """
     now = time.time() if now is None else now
-    found = [each for line in _lines(_path(state_dir, cluster)) if (each := _parsed(line)) and each.until > now]
+    found = [each for line in _lines(_path(state_dir, cluster)) if (each := _parsed(line)) and _is_now(each, now)]
     return tuple(sorted(found))
 
 
@@ -59,6 +59,11 @@ def write(state_dir: str, cluster: str, entries: Iterable[Maintenance]) -> None:
     """
     lines = ["\t".join(map(_plain, each)) for each in entries]
     replace(_path(state_dir, cluster), "".join(f"{line}\n" for line in lines).encode(), 0o644)
+
+
+def _is_now(entry: Maintenance, now: float) -> bool:
+    # One that was set far in the future was set by a clock that was wrong, and would be there for as long as that.
+    return now < entry.until <= now + 2 * (entry.until - entry.since)
 
 
 def _path(state_dir: str, cluster: str) -> str:

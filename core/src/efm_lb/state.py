@@ -52,14 +52,18 @@ class State:
     def __init__(self, directory: str, cluster: str) -> None:
         self._prefix = f"{directory}/{cluster}"
         self._idle = allocate_lock()
+        self._older = ""
+
+    def begin(self, node: Node) -> None:
+        """A call about ``node`` is about to be named: what is noted already is older, whatever the clock said then."""
+        self._older = self._read(self._call_file(node))
 
     def note(self, node: Node, call: str, attached: bool) -> None:
         """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it.
 
         Not in place of a newer one: whatever it wanted, it is what older calls are measured by.
         """
-        newest, _, _ = self._read(self._call_file(node)).partition(" ")
-        if _moment(newest) <= _moment(call):
+        if not self._is_newer(self._read(self._call_file(node)), call):
             self._write(self._call_file(node), f"{call} {'in' if attached else 'out'}")
 
     def contradicted(self, node: Node, call: str, attached: bool) -> bool:
@@ -67,10 +71,12 @@ class State:
 
         A newer call of the same kind, and one that was not carried out, say nothing: the truth decides.
         """
-        newest, _, done = self._read(self._call_file(node)).partition(" ")
-        # A note from the future is one of a clock that was wrong: it must not count until that time comes.
-        is_newer = _moment(call) < _moment(newest) <= time.time_ns()
-        return is_newer and done == ("out" if attached else "in")
+        noted = self._read(self._call_file(node))
+        return self._is_newer(noted, call) and noted.endswith(" out" if attached else " in")
+
+    def _is_newer(self, noted: str, call: str) -> bool:
+        # A note from the future is one of a clock that was wrong.
+        return noted != self._older and _moment(call) < _moment(noted) <= time.time_ns()
 
     def taken_out(self, node: Node) -> float | None:
         """When the newest call about ``node`` that was carried out was made, if it took the node out, else None.

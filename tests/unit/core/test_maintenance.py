@@ -31,6 +31,13 @@ def test_what_is_written_is_in_force_until_its_time_is_over(tmp_path: Path) -> N
     assert in_force(str(tmp_path), "other", 1500.0) == ()
 
 
+def test_a_clock_that_was_wrong_keeps_nothing_in_maintenance_for_long(tmp_path: Path) -> None:
+    """It was set for 1000 seconds, and the clock was ahead."""
+    write(str(tmp_path), "efm", [DB2])
+    assert in_force(str(tmp_path), "efm", 500.0) == (DB2,)
+    assert in_force(str(tmp_path), "efm", -500.0) == ()
+
+
 @given(st.text(), st.text())
 def test_no_text_of_a_person_is_taken_for_another_entry(by: str, reason: str) -> None:
     import tempfile

@@ -42,6 +42,29 @@ def test_an_older_call_that_wanted_the_same_lets_none_in_between_count(tmp_path:
     assert state.contradicted(DB1, second, attached=False)
 
 
+def test_what_is_noted_when_a_call_begins_is_older_whatever_the_clock_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was ahead, and passes that time while the call waits for its node."""
+    now = time.time_ns()
+    State(str(tmp_path), "efm").note(DB1, f"{now:x}-1", attached=False)
+    state = State(str(tmp_path), "efm")
+    state.begin(DB1)
+    call = f"{now - 1000:x}-2"
+    assert not state.contradicted(DB1, call, attached=True)
+    state.note(DB1, call, attached=True)
+    assert state.contradicted(DB1, f"{now - 2000:x}-3", attached=False), "and it takes its place"
+
+
+def test_a_note_from_the_future_is_replaced(tmp_path: Path) -> None:
+    """When that time comes it would be newer than a call that is made right before."""
+    state = State(str(tmp_path), "efm")
+    future = time.time_ns() + 10**12
+    state.note(DB1, f"{future:x}-1", attached=False)
+    state.note(DB1, new_call(), attached=True)
+    assert not (tmp_path / "efm.db1.call").read_text().startswith(f"{future:x}")
+
+
 @pytest.mark.parametrize("content", ["", "nonsense", "\xff\xfe", "-", "9" * 300])
 def test_a_damaged_note_loses_no_call(tmp_path: Path, content: str) -> None:
     (tmp_path / "efm.db1.call").write_text(content)
