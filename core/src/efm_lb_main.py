@@ -6,6 +6,7 @@ It is outside of the package, whose import takes longer than all that Python doe
 # Both are built into Python and loaded already.
 from _signal import SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
 from posix import _exit, write
+from sys import argv
 
 __all__ = ["as_usual", "main"]
 
@@ -28,6 +29,11 @@ def as_usual() -> None:
 
 def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
-    from efm_lb.__main__ import main
-
+    try:
+        from efm_lb.__main__ import main
+    except (OSError, ImportError) as error:  # too few file descriptors, say
+        try:
+            write(1, f"efm-lb: cannot begin: {error}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            _exit(0 if "--custom-monitor" in argv else 75)  # EFM's monitor must not promote anybody for that
     main()

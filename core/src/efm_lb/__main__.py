@@ -7,7 +7,8 @@ import os
 import sys
 
 import efm_lb_main
-from efm_lb.command_line import APPLY, HOOKS, RECONCILE
+from efm_lb.command_line import APPLY, CUSTOM_MONITOR, HOOKS, RECONCILE
+from efm_lb.errors import EX_OK, printable, unforeseen
 
 __all__ = ["main"]
 
@@ -17,6 +18,17 @@ SWITCH = 0.0005
 
 def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
+    try:
+        _run()
+    except (OSError, ImportError) as error:  # a module of ours cannot be read
+        code, why = unforeseen(error)
+        try:
+            os.write(1, f"efm-lb: {printable(why)}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(EX_OK if CUSTOM_MONITOR in sys.argv else code)
+
+
+def _run() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is None:  # closed by the caller: no file and no connection may get its number, and what is printed
             os.open(os.devnull, os.O_RDWR)

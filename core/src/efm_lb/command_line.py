@@ -8,11 +8,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["APPLY", "HOOKS", "RECONCILE", "VALUED", "valued"]
+__all__ = ["APPLY", "CUSTOM_MONITOR", "HOOKS", "RECONCILE", "VALUED", "valued"]
 
 HOOKS = ("attach", "detach", "promote")
 APPLY = "apply"
 RECONCILE = "reconcile"
+CUSTOM_MONITOR = "--custom-monitor"
+"""Of reconcile: EFM takes any other exit code than 0 for a failed database, whatever it is that failed."""
 VALUED = ("--cluster", "--env-file", "--follow-up", "--call")
 """The options of a hook that have a value."""
 

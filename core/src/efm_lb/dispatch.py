@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb.balancers import Balancer
 from efm_lb.configuration import AdapterSource, Configuration
+from efm_lb.errors import lack
 from efm_lb.events import Attach, Detach, Event
 from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.truth import Node, Truth
@@ -41,17 +42,24 @@ class _Adapter:
     def __init__(self, source: AdapterSource) -> None:
         self.source = source
         self._hooks: Any = None
-        self._failure = ""
+        self._failure: TemporaryError | PermanentError | None = None
         self._thread = threading.Thread(target=self._load, name=source.name, daemon=True)
         self._thread.start()
 
     def _load(self) -> None:
-        # pluggy, too, is imported in here: what waits for no adapter must not wait for it.
-        from efm_lb.registry import register
+        try:
+            # pluggy, too, is imported in here: what waits for no adapter must not wait for it.
+            from efm_lb.registry import register
 
-        manager, failures = register([self.source])
+            manager, failures = register([self.source])
+        except Exception as error:  # no file descriptor left to read them, say
+            self._failure = TemporaryError(f"{self} was not imported: {_where(error)}")
+            return
         self._hooks = manager.hook
-        self._failure = failures.get(self.source.name, "")
+        reason = failures.get(self.source.name, "")
+        if reason:
+            failed = TemporaryError if lack(reason) else PermanentError
+            self._failure = failed(f"{self} cannot be used: {reason}")
 
     def hook(self, name: str, deadline: float) -> Any:
         """The caller of one hook.
@@ -60,10 +68,10 @@ class _Adapter:
         :raises TemporaryError: it is not imported by the deadline
         """
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._failure:
+            raise self._failure
         if self._hooks is None:
             raise TemporaryError(f"{self} was not imported within EFM_LB_DEADLINE")
-        if self._failure:
-            raise PermanentError(f"{self} cannot be used: {self._failure}")
         return getattr(self._hooks, name)
 
     def __str__(self) -> str:
@@ -214,6 +222,8 @@ class Dispatcher:
         except PermanentError as error:
             return Answer(None, Outcome(Result.PERMANENT, str(error)))
         except BaseException as error:  # a client library's SystemExit must not pass for success
+            if lack(error):
+                return Answer(None, Outcome(Result.TEMPORARY, f"{way}: {error}"))
             return Answer(None, Outcome(Result.BUG, f"{way}: {_where(error)}"))
 
     def _late(self, balancer: Balancer) -> Answer:

@@ -17,12 +17,13 @@ __all__ = [
     "CallError",
     "EfmLbError",
     "NotInstalledError",
+    "NotNowError",
     "NotReadableError",
-    "NotWrittenError",
     "SettingsError",
     "UnknownNodeError",
-    "WaitedError",
+    "lack",
     "printable",
+    "unforeseen",
 ]
 
 EX_OK = 0
@@ -46,6 +47,27 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join([c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text])
+
+
+def lack(error: BaseException | str) -> str:
+    """What this process has no more of, in words: file descriptors or memory. That says nothing of anybody else.
+
+    :param error: or its text; libpq and the dynamic linker have no other way to say so
+    :return: empty when it is another error
+    """
+    text = str(error)
+    if "Too many open files" in text or "Cannot allocate memory" in text:
+        return text
+    # A module that cannot be read is taken by another one for one that is not installed.
+    return lack(error.__context__) if isinstance(error, ImportError) and error.__context__ else ""
+
+
+def unforeseen(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what to say, for an error that nobody has expected: a lack, or else a bug."""
+    lacking = lack(error)
+    if lacking:
+        return EX_TEMPFAIL, f"this process lacks what it needs: {lacking}"
+    return EX_SOFTWARE, f"a bug in efm-lb: {type(error).__name__}: {error}"
 
 
 class EfmLbError(Exception):
@@ -82,14 +104,8 @@ class NotReadableError(EfmLbError):
     exit_code = EX_NOPERM
 
 
-class WaitedError(EfmLbError):
-    """Another process was at the same thing for too long."""
-
-    exit_code = EX_TEMPFAIL
-
-
-class NotWrittenError(EfmLbError):
-    """A file could not be written now: the disk is full, say. All is as it was."""
+class NotNowError(EfmLbError):
+    """Something is lacking that may be there later: space on a disk, file descriptors, memory, a lock."""
 
     exit_code = EX_TEMPFAIL
 

@@ -24,6 +24,7 @@ from efm_lb.errors import (
     EfmLbError,
     NotInstalledError,
     UnknownNodeError,
+    unforeseen,
 )
 from efm_lb.events import Event, Origin, Promote
 from efm_lb.libpq import LibpqNotFoundError
@@ -65,7 +66,8 @@ def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
         except EfmLbError as error:
             report = Report(words, error.exit_code, notes=tuple(error.messages))
         except Exception as error:  # a traceback in a mail at 3 a.m. helps nobody
-            report = Report(words, EX_SOFTWARE, notes=(f"a bug in efm-lb: {type(error).__name__}: {error}",))
+            code, why = unforeseen(error)
+            report = Report(words, code, notes=(why,))
         signals.ignore()
     except Terminated:
         report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
@@ -215,7 +217,8 @@ def _break_off(journal: journals.Journal, error: BaseException) -> None:
     elif isinstance(error, EfmLbError):
         exit_code, why = error.exit_code, list(error.messages)
     else:
-        exit_code, why = EX_SOFTWARE, [f"a bug in efm-lb: {type(error).__name__}: {error}"]
+        exit_code, said = unforeseen(error)
+        why = [said]
     journal.record("outcome", exit_code=exit_code, notes=why)
     journal.settle(journals.AT_LAST)
 

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
+from efm_lb.errors import lack
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
     from efm_lb.head_start import HeadStart
 
-__all__ = ["Answers", "Probe", "failed", "question"]
+__all__ = ["Answers", "Probe", "failed", "question", "unasked"]
 
 # The control file names a new timeline late: a primary's after the first checkpoint, a standby's after the first
 # restartpoint. A primary's WAL names it at once, a standby's receiver to those who may see it (pg_monitor).
@@ -129,7 +130,7 @@ class Probe:
         try:
             state = self._ask(node, answers.started, answers.deadlines[node])
         except Exception as error:  # a bug here must not make a node look dead
-            state = NodeState(node, Reach.DENIED, detail=f"a bug in efm-lb: {type(error).__name__}: {error}")
+            state = unasked(node, error)
         if state.reach is not Reach.NO_RESPONSE:
             self._silent_since.pop((node.host, node.port), None)
         answers.add(state)
@@ -143,6 +144,12 @@ class Probe:
         except (ConnectionFailed, StatementFailed) as failure:
             return failed(node, failure, keywords)._replace(seconds=time.monotonic() - started)
         return NodeState(node, Reach.ACCEPTING, role, timeline, seconds=time.monotonic() - started)
+
+
+def unasked(node: Node, error: Exception) -> NodeState:
+    """What is known of ``node`` when it could not even be asked: nothing."""
+    bug = "" if lack(error) else "a bug in efm-lb: "
+    return NodeState(node, Reach.DENIED, detail=f"{bug}{type(error).__name__}: {error}")
 
 
 def failed(node: Node, failure: ConnectionFailed | StatementFailed, keywords: Mapping[str, str]) -> NodeState:
@@ -200,6 +207,8 @@ def _judged(failure: ConnectionFailed | StatementFailed) -> Reach:
     if states or failure.needs_password:
         return Reach.DENIED
     words = failure.words
+    if lack(words):
+        return Reach.DENIED  # it was not asked: that must not make it look dead
     if "Connection refused" in words or "No such file or directory" in words:
         return Reach.REFUSED
     # A postmaster that dies takes the connections in its queue with it.

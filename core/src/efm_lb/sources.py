@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from efm_lb.errors import CallError, NotReadableError, SettingsError
+from efm_lb.errors import CallError, NotNowError, NotReadableError, SettingsError, lack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def gather(cluster: str, env_file: str | None, environ: Mapping[str, str], here:
     :param here: for ``efm-lb apply``, on the balancers' own host
     :raises CallError: the cluster's name is no safe file name
     :raises NotReadableError: the env file may not be read
+    :raises NotNowError: no file can be read now
     :raises SettingsError: there is no env file where one is needed, or somebody else could have written it
     """
     if not cluster or cluster[0] in ".-" or not _SAFE.issuperset(cluster):
@@ -91,7 +92,8 @@ def gather(cluster: str, env_file: str | None, environ: Mapping[str, str], here:
     except PermissionError as error:
         raise NotReadableError(f"{path}: {error.strerror} (uid {os.geteuid()})") from None
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+        words = f"{path}: cannot be read: {error.strerror}"
+        raise (NotNowError(words) if lack(error) else SettingsError(words)) from None
     return Sources(cluster, path, content, stamp, variables, here)
 
 

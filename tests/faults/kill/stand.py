@@ -111,14 +111,21 @@ class Stand:
     :ivar other: a standby throughout
     """
 
-    def __init__(self, cluster: Cluster, pgpool: Pgpool, haproxy: Haproxy, pgbouncer: Pgbouncer) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        pgpool: Pgpool,
+        haproxy: Haproxy,
+        pgbouncer: Pgbouncer,
+        settings: Mapping[str, object],
+    ) -> None:
         self.cluster = cluster
         self.pgpool = pgpool
         self.haproxy = haproxy
         self.pgbouncer = pgbouncer
         self.balancers = (pgpool, haproxy, pgbouncer)
         self._haproxy_config = haproxy.config.read_text()
-        self.env_file = hook_environment(cluster, self.balancers, "efm", _SETTINGS)
+        self.env_file = hook_environment(cluster, self.balancers, "efm", {**_SETTINGS, **settings})
         self.state_dir = cluster.stage.directory / "efm.state"
         self.journal = self.state_dir / "efm.journal"
         self.plan = self.state_dir / "efm.plan"
@@ -131,15 +138,25 @@ class Stand:
             input=stdin, capture_output=True, cwd="/", env=dict(BARE_ENVIRONMENT), timeout=60, check=False,
         )  # fmt: skip
 
-    def traced(self, *words: str, stdin: bytes = b"", kill: Point | None = None, of: str = "") -> Killed:
-        """Run it, and kill it at a point.
+    def traced(
+        self,
+        *words: str,
+        stdin: bytes = b"",
+        kill: Point | None = None,
+        of: str = "",
+        slow: Mapping[str, float] | None = None,
+    ) -> Killed:
+        """Run it, and kill it at a point, or make some of its steps slow.
 
         :param of: the point is one of a process that it starts, with this word in its command line
+        :param slow: seconds, by what the names of the steps begin with
         """
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "steps"
             options = ["--kill", kill.step.name, str(kill.step.nth), kill.when] if kill else []
             options += ["--of", of] if of else []
+            for step, seconds in (slow or {}).items():
+                options += ["--slow", step, f"{seconds:g}"]
             for text, name in {**self._called(), f"{directory}/": ""}.items():
                 options += ["--called", f"{text}={name}"]
             output = Path(directory) / "output"
@@ -269,8 +286,11 @@ class Stand:
 
 
 @contextmanager
-def open_stand() -> Iterator[Stand]:
-    """Start the servers; node 0 is the primary."""
+def open_stand(settings: Mapping[str, object] | None = None) -> Iterator[Stand]:
+    """Start the servers; node 0 is the primary.
+
+    :param settings: of efm-lb, other ones than usual
+    """
     with ExitStack() as running:
         cluster = running.enter_context(Cluster.start(nodes=3))
         stand = Stand(
@@ -278,6 +298,7 @@ def open_stand() -> Iterator[Stand]:
             running.enter_context(Pgpool.start(cluster)),
             running.enter_context(Haproxy.start(cluster)),
             running.enter_context(Pgbouncer.start(cluster, {"server_login_retry": 1})),
+            settings or {},
         )
         stand.warm_up()
         yield stand

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
@@ -17,7 +17,7 @@ from efm_lb.state import TEMPORARY
 from faults.kill.calls import Call
 from faults.kill.stand import HOLD, Killed, Point, Stand, Step
 
-__all__ = ["Strike", "strike"]
+__all__ = ["Strike", "judged", "strike"]
 
 _PATIENCE = 4.0
 """Seconds on top of HOLD for a machine that is busy."""
@@ -46,10 +46,26 @@ class Strike(NamedTuple):
 
 def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     """Make a call, kill it at ``point`` if there is one, and then run ``efm-lb reconcile``."""
+
+    def make() -> Killed:
+        return stand.traced(*call.words(stand), stdin=call.given(stand), kill=point, of=call.of)
+
+    result = judged(stand, call, make)
+    if point is None and result.killed.exit_code:
+        wrong = f"undisturbed, it ends with {result.killed.exit_code}: {result.killed.output}"
+        return result._replace(wrong=(*result.wrong, wrong))
+    return result
+
+
+def judged(stand: Stand, call: Call, make: Callable[[], Killed]) -> Strike:
+    """Make a call in a way in which it may fail, and then run ``efm-lb reconcile``.
+
+    :param make: makes the call
+    """
     if not call.compiled:
         stand.plan.unlink(missing_ok=True)
     files, records, lying = stand.files(), len(stand.records()), stand.leftovers()
-    killed = stand.traced(*call.words(stand), stdin=call.given(stand), kill=point, of=call.of)
+    killed = make()
     at = time.monotonic()
     torn = stand.files()
     stand.forget_follow_ups()
@@ -69,8 +85,6 @@ def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     wrong += _state(stand)
     # What haproxy -f DIRECTORY or an %include takes in has another ending. Of a guard that is killed the mark stays.
     wrong += [f"{name} was left" for name in leftovers if not (name.endswith(TEMPORARY) or call.of)]
-    if point is None and killed.exit_code:
-        wrong.append(f"undisturbed, it ends with {killed.exit_code}: {killed.output}")
     return Strike(killed, tuple(wrong), held, leftovers)
 
 

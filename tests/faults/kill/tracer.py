@@ -1,15 +1,19 @@
-"""Runs a program under ptrace, notes each step that somebody else could see, and kills the program at one of them.
+"""Runs a program under ptrace, notes each step that somebody else could see, and kills the program at one of them, or
+makes some of them slow.
 
 A step is a system call that changes a file, takes a lock, sends a message or starts a process. strace can
 kill at the Nth call too, but it counts for each thread by itself, and the hook has one for each balancer. Here a step
 has a name, such as ``send the console: PAUSE``, and is counted by name over all threads, so that it is the same one in
 each run.
 
-Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... -- PROGRAM...``.
+Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... [--slow NAME SECONDS]...
+-- PROGRAM...``.
 
-LOG gets one JSON object per step. WHEN is ``before`` or ``after``. With ``--of`` the steps are those of a process whose
-command line has WORD in it, and that the program starts; the program itself is left alone. Other processes that it
-starts are not touched, and go on when it is killed.
+LOG gets one JSON object per step. WHEN is ``before`` or ``after``. Each step whose name begins with the NAME of a
+``--slow`` is done by the kernel at once, and the thread hears of it that many SECONDS later, while the others go on.
+
+With ``--of`` the steps are those of a process whose command line has WORD in it, and that the program starts; the
+program itself is left alone. Other processes that it starts are not touched, and go on when it is killed.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import re
 import signal
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -133,9 +138,18 @@ class _Steps:
 
 
 class _Tracer:
-    def __init__(self, log: int, kill: tuple[str, int, str] | None, of: str, called: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        log: int,
+        kill: tuple[str, int, str] | None,
+        of: str,
+        called: Mapping[str, str],
+        slow: Mapping[str, float],
+    ) -> None:
         self._log = log
         self._kill = kill
+        self._slow = slow
+        self._held: dict[int, float] = {}
         self._of = of
         self._names = _NUMBERS[os.uname().machine]
         self._by_number = {number: name for name, number in self._names.items()}
@@ -158,7 +172,7 @@ class _Tracer:
         status = 0
         living = {self._root}
         while self._root in living or self._target in living:
-            tid, how = os.waitpid(-1, _WALL)
+            tid, how = self._wait()
             if os.WIFEXITED(how) or os.WIFSIGNALED(how):
                 living.discard(tid)
                 if tid == self._root:
@@ -167,6 +181,19 @@ class _Tracer:
             living.add(tid)
             self._on_stop(tid, how)
         return status
+
+    def _wait(self) -> tuple[int, int]:
+        """The next thread that stops or ends. Those that are held back go on when it is time."""
+        while True:
+            tid, how = os.waitpid(-1, _WALL | (os.WNOHANG if self._held else 0))
+            now = time.monotonic()
+            for held in [held for held, until in self._held.items() if until <= now or held == tid]:
+                del self._held[held]
+                if held != tid:
+                    _ptrace(_SYSCALL, held)
+            if tid:
+                return tid, how
+            time.sleep(0.002)
 
     def _on_stop(self, tid: int, how: int) -> None:
         number, event = os.WSTOPSIG(how), how >> 16
@@ -181,7 +208,8 @@ class _Tracer:
         else:
             deliver = number
         self._calls.setdefault(tid, None)
-        _ptrace(_SYSCALL, tid, deliver)
+        if tid not in self._held:
+            _ptrace(_SYSCALL, tid, deliver)
 
     def _on_syscall(self, tid: int) -> None:
         if not self._target or _process(tid) != self._target:
@@ -204,6 +232,9 @@ class _Tracer:
         elif operation == _EXIT and (taken := self._calls.get(tid)):
             self._calls[tid] = None
             self._strike(taken[1], taken[2], "after")
+            for name, seconds in self._slow.items():
+                if taken[1].startswith(name):
+                    self._held[tid] = time.monotonic() + seconds
 
     def _say(self, step: str, nth: int, words: str) -> None:
         os.write(self._log, json.dumps({"step": step, "nth": nth, "words": words}).encode() + b"\n")
@@ -292,17 +323,21 @@ def main(words: list[str]) -> int:
     kill: tuple[str, int, str] | None = None
     of = ""
     called: dict[str, str] = {}
+    slow: dict[str, float] = {}
     while options:
         option = options.pop(0)
         if option == "--kill":
             kill = options.pop(0), int(options.pop(0)), options.pop(0)
         elif option == "--of":
             of = options.pop(0)
+        elif option == "--slow":
+            name = options.pop(0)
+            slow[name] = float(options.pop(0))
         else:
             text, _, name = options.pop(0).partition("=")
             called[text] = name
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    status = _Tracer(descriptor, kill, of, called).run(words[words.index("--") + 1 :])
+    status = _Tracer(descriptor, kill, of, called, slow).run(words[words.index("--") + 1 :])
     return os.waitstatus_to_exitcode(status) % 256
 
 

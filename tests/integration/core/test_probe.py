@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -50,6 +51,19 @@ def test_roles_and_timelines_before_and_after_a_promotion(cluster: Cluster) -> N
     assert truth.states[0].reach is Reach.REFUSED
     assert truth.states[1].role is Role.PRIMARY
     assert truth.states[1].timeline == first + 1, "known before the first checkpoint"
+
+
+def test_a_process_without_file_descriptors_holds_no_node_for_dead(cluster: Cluster) -> None:
+    ask(cluster)  # what is opened once only is open
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        truth, seconds = ask(cluster)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [state.reach for state in truth.states] == [Reach.DENIED] * 3, "it is not known what they are"
+    assert all("Too many open files" in state.detail for state in truth.states)
+    assert seconds < TIMEOUT
 
 
 def test_a_node_that_stays_silent_costs_the_time_out_once(cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ from efm_lb import Balancer, Node, lock
 from efm_lb.commands import maintenance as commands
 from efm_lb.commands.maintenance import clear, seconds_of, set_
 from efm_lb.configuration import Configuration, DetachLivePrimary
-from efm_lb.errors import CallError, NotReadableError, WaitedError
+from efm_lb.errors import CallError, NotReadableError, NotNowError
 from efm_lb.maintenance import Maintenance, in_force, write
 
 DB2 = Maintenance("db2", 2000.0, 1000.0, "anna", "new disk")
@@ -123,7 +123,7 @@ def test_who_does_not_end_is_not_waited_for_without_end(tmp_path: Path, monkeypa
     held = lock.acquire(f"{tmp_path}/efm.maintenance.lock", 1)
     try:
         with pytest.raises(
-            WaitedError, match=r"another efm-lb maintenance holds .*efm\.maintenance\.lock for more than"
+            NotNowError, match=r"another efm-lb maintenance holds .*efm\.maintenance\.lock for more than"
         ):
             set_(configured(tmp_path), "db2", "1h", "")
     finally:

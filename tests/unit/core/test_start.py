@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,57 @@ def test_a_signal_at_any_import_ends_it_with_a_line_and_no_traceback() -> None:
         assert len(done.stdout.splitlines()) == 1, nth
     assert done.returncode == 78, "no signal was sent: all imports were over"
     assert nth > 20
+
+
+# The same, but from the n-th import on no file can be opened.
+STARVED = """
+import resource, sys
+seen, nth = [], int(sys.argv.pop(1))
+
+def look(event, arguments):
+    if event == "import" and (seen or arguments[0].startswith("efm_lb")):
+        seen.append(arguments[0])
+        if len(seen) == nth + 1:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+sys.addaudithook(look)
+from {module} import {attribute} as main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("attach", "db1", "p"), 75),
+        (("apply",), 75),
+        (("reconcile",), 75),
+        # EFM takes anything else for a failed database.
+        (("reconcile", "--custom-monitor"), 0),
+        (("status",), 75),
+    ],
+    ids=["attach", "apply", "reconcile", "monitor", "status"],
+)
+def test_no_file_descriptor_left_at_any_import_is_a_line_and_no_traceback(
+    tmp_path: Path, words: tuple[str, ...], code: int
+) -> None:
+    (command,) = entry_points(group="console_scripts", name="efm-lb")
+    script = STARVED.format(module=command.module, attribute=command.attr)
+    env_file = tmp_path / "efm.env"
+    env_file.write_text(
+        "EFM_LB_NODES=127.0.0.1:1\nEFM_LB_PROBE__USER=efm\nEFM_LB_PROBE__DBNAME=postgres\n"
+        f"EFM_LB_STATE_DIR={tmp_path}\nEFM_LB_BALANCERS__EDGE__ADAPTER=haproxy\n"
+        "EFM_LB_BALANCERS__EDGE__SOCKET=/nonexistent\nEFM_LB_BALANCERS__EDGE__WRITE=w\n"
+    )
+    env_file.chmod(0o600)
+    for nth in (*range(1, 16), 20, 40, 80, 160, 212, 320):
+        argv = [sys.executable, "-I", "-c", script, str(nth), *words, f"--env-file={env_file}"]
+        done = subprocess.run(argv, input="", capture_output=True, text=True, check=False, timeout=60)
+        assert "Traceback" not in done.stdout + done.stderr, (nth, done)
+        assert "a bug in efm-lb" not in done.stdout, (nth, done)
+        if "Too many open files" in done.stdout:
+            assert done.returncode == code, (nth, done)
+            assert len(done.stdout.splitlines()) <= 3, (nth, done)
 
 
 # What the standard streams lead to while a hook runs, as its exit code: a bit for each that is open.

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from efm_lb import __version__
 from efm_lb.commands.options import Cluster, EnvFile, Json
-from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError, printable
+from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError, printable, unforeseen
 from efm_lb.settings import settings_of
 
 __all__ = ["app", "run"]
@@ -356,5 +356,5 @@ def _ending() -> tuple[int, str]:
     except OSError as error:
         return EX_SOFTWARE, str(error)
     except Exception as error:
-        return EX_SOFTWARE, f"a bug in efm-lb: {type(error).__name__}: {error}"
+        return unforeseen(error)
     return EX_OK, ""

@@ -14,16 +14,7 @@ from efm_lb import lock, maintenance
 from efm_lb.calls import shown
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import (
-    EX_OK,
-    CallError,
-    EfmLbError,
-    NotReadableError,
-    NotWrittenError,
-    UnknownNodeError,
-    WaitedError,
-    printable,
-)
+from efm_lb.errors import EX_OK, CallError, EfmLbError, NotNowError, NotReadableError, UnknownNodeError, printable
 from efm_lb.maintenance import Maintenance
 
 __all__ = ["clear", "seconds_of", "set_", "show"]
@@ -41,8 +32,8 @@ def set_(configuration: Configuration, name: str, span: str, reason: str) -> int
     :param span: how long, such as ``2h``
     :raises UnknownNodeError: there is neither a node nor a balancer of this name
     :raises CallError: ``span`` makes no sense
-    :raises NotReadableError: the state directory cannot be written
-    :raises WaitedError: somebody else does not end doing the same
+    :raises NotReadableError: the state directory may not be written
+    :raises NotNowError: its disk is full, or somebody else does not end doing the same
     """
     now = time.time()
     until = now + seconds_of(span)
@@ -57,7 +48,7 @@ def clear(configuration: Configuration, name: str) -> int:
     """Stop leaving it alone.
 
     :raises UnknownNodeError: it is not in maintenance
-    :raises NotReadableError, WaitedError: as `set_`
+    :raises NotReadableError, NotNowError: as `set_`
     """
     node = configuration.node(name)
     names = {name, name.lower(), node.name if node else name}  # as `set_` takes it; or of what is configured no more
@@ -125,7 +116,7 @@ def _alone(configuration: Configuration) -> Iterator[None]:
     try:
         held = lock.acquire(path, _PATIENCE)
     except TimeoutError:
-        raise WaitedError(f"another efm-lb maintenance holds {path} for more than {_PATIENCE:g} s: try again") from None
+        raise NotNowError(f"another efm-lb maintenance holds {path} for more than {_PATIENCE:g} s: try again") from None
     except OSError as error:
         raise _unwritable(configuration, error) from None
     try:
@@ -145,7 +136,7 @@ def _unwritable(configuration: Configuration, error: OSError) -> EfmLbError:
     words = f"{configuration.state_dir} cannot be written: {error.strerror}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotReadableError(f"{words}: do it as EFM's user")
-    return NotWrittenError(words)
+    return NotNowError(words)
 
 
 def _user() -> str:

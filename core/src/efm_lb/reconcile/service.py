@@ -18,12 +18,12 @@ from efm_lb.command_line import valued
 from efm_lb.configuration import Configuration
 from efm_lb.errors import (
     EX_OK,
-    EX_SOFTWARE,
     EX_TEMPFAIL,
     CallError,
     EfmLbError,
     NotInstalledError,
     printable,
+    unforeseen,
 )
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.reconcile.rounds import Round, Rounds
@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
     except Terminated:
         code = EX_OK if "--watch" in argv else EX_TEMPFAIL
     except Exception as error:  # no traceback, and above all no exit code that makes EFM promote
-        code, problems = EX_SOFTWARE, [f"a bug in efm-lb: {type(error).__name__}: {error}"]
+        code, why = unforeseen(error)
+        problems = [why]
     lines = [printable(f"efm-lb reconcile: {problem}") for problem in problems]
     for line in lines:
         _say(line)

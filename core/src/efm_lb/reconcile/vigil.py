@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from threading import Condition, Thread
 
 from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
-from efm_lb.probe import failed, question
+from efm_lb.probe import failed, question, unasked
 from efm_lb.reconcile.restraint import Sight
 from efm_lb.truth import Node, NodeState, Reach, Truth
 
@@ -100,7 +100,7 @@ class Vigil:
             except (ConnectionFailed, StatementFailed) as failure:
                 state = failed(node, failure, keywords)
             except Exception as error:  # a bug here must not make a node look dead
-                state = NodeState(node, Reach.DENIED, detail=f"a bug in efm-lb: {type(error).__name__}: {error}")
+                state = unasked(node, error)
             self._take(state, began)
             self._rest(began, RETRY_DENIED if state.reach is Reach.DENIED else POLL)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from efm_lb import journal as journals
 from efm_lb import lock, signals
 from efm_lb.command_line import valued
-from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, CallError, EfmLbError
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, CallError, EfmLbError, unforeseen
 from efm_lb.events import Detach, Event, Promote
 from efm_lb.outcomes import Outcome, Result
 from efm_lb.remote.documents import (
@@ -81,7 +81,8 @@ def main(argv: Sequence[str]) -> int:
         except EfmLbError as error:
             code, data = error.exit_code, _failed(Result.PERMANENT, "; ".join(error.messages))
         except Exception as error:
-            code, data = EX_SOFTWARE, _failed(Result.BUG, f"a bug in efm-lb: {type(error).__name__}: {error}")
+            code, why = unforeseen(error)
+            data = _failed(Result.BUG if code == EX_SOFTWARE else Result.TEMPORARY, why)
         signals.ignore()
     except Terminated:
         code, data = EX_TEMPFAIL, _failed(Result.TEMPORARY, "terminated by a signal before it was done")
