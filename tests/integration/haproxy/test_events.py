@@ -360,6 +360,17 @@ def test_what_the_files_would_undo_is_seen_and_put_right(manager, haproxy, clust
     assert differences(manager.truth(), manager.view()) == ()
 
 
+def test_a_primary_that_stood_in_for_standbys_is_taken_out_of_reads_again(manager, haproxy):
+    """A standby has crashed and is back before anybody was called about it: HAProxy has had it in all the time."""
+    haproxy.command(f"set server {READ}/n1 state ready")
+    assert haproxy.servers(READ) == {node.host: "ready" for node in manager.nodes}
+    (event,) = differences(manager.truth(), manager.view())
+    assert event == Promote(manager.nodes[0], manager.truth(), Origin.RECONCILE)
+    assert manager.send(Promote, 0).result is Result.CHANGED
+    assert haproxy.servers(READ)[manager.nodes[0].host] == "drain"
+    assert differences(manager.truth(), manager.view()) == ()
+
+
 def test_files_that_cannot_be_read_hide_nothing_that_runs(manager, haproxy):
     before = manager.view()
     haproxy.config.rename(haproxy.config.with_suffix(".gone"))

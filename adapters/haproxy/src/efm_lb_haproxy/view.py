@@ -56,7 +56,7 @@ def view_of(
     """The view that ``proxies`` amount to. Pure.
 
     A node is attached when it serves anything: the primary may well be ready in no proxy for reads. Not so where nobody
-    serves reads, and the primary should.
+    serves reads, and the primary should, nor where it serves them still, in place of a standby that does so again.
 
     :param otherwise: the proxies and nodes about which the files say something else. What a reload undoes does not
         count: such a standby is not attached, and where it is about writes, nobody has them
@@ -76,7 +76,7 @@ def view_of(
         readers = [server for name in setup.read for server in found.get(name, ())]
         reads = any(server.ready and (server.proxy, node) not in otherwise for server in readers)
         serves = reads if readers else None
-        attached = not (unserved and readers) if writes else serves
+        attached = not (readers and (unserved or _stands_in(node, setup, proxies))) if writes else serves
         detail = ", ".join(
             f"{server.path} {server.state}{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
             for name, servers in found.items()
@@ -90,3 +90,12 @@ def view_of(
         if node_of(server, nodes) is None
     )
     return View(tuple(views), tuple(strangers))
+
+
+def _stands_in(node: Node, setup: Setup, proxies: Mapping[str, tuple[Server, ...]]) -> bool:
+    """Whether a node that is to serve reads only while nobody else does serves them beside another one."""
+    for name in setup.read if setup.reads is Reads.FALLBACK else ():
+        ready = [server.is_node(node) for server in proxies.get(name, ()) if server.ready]
+        if any(ready) and not all(ready):
+            return True
+    return False
