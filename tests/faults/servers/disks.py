@@ -1,17 +1,18 @@
-"""A small file system in a mount namespace of its own, which goes with the processes that are in it."""
+"""A file system in a mount namespace of its own, which goes with the processes that are in it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-__all__ = ["NoMounts", "SmallDisk", "small_disk"]
+__all__ = ["Disk", "NoMounts", "real_disk", "small_disk"]
 
 _CLONE_FS = 0x00000200
 _CLONE_NEWNS = 0x00020000
@@ -25,15 +26,15 @@ class NoMounts(Exception):
     """This account or this machine may not mount anything; the message says why."""
 
 
-class SmallDisk:
-    """A tmpfs over a directory. Only what is started `inside` sees it.
+class Disk:
+    """A file system over a directory. Only what is started `inside` sees it.
 
     :param directory: it is there already, and empty
-    :param kib: its size
+    :param mount: a command that mounts it
     :raises NoMounts: it cannot be made
     """
 
-    def __init__(self, directory: Path, kib: int) -> None:
+    def __init__(self, directory: Path, mount: Sequence[str]) -> None:
         if os.geteuid() != 0:
             raise NoMounts("only root can mount a small file system: run the tests as root")
         self.directory = directory
@@ -41,11 +42,10 @@ class SmallDisk:
             _check(_libc.unshare(_CLONE_NEWNS), "unshare")
             # What is mounted from here on must not appear outside.
             _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount --make-rprivate /")
-            options = f"size={kib}k,mode=755".encode()
-            _check(_libc.mount(b"none", os.fsencode(directory), b"tmpfs", 0, options), f"mount {directory}")
+            _run(*mount, str(directory))
             self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
-    def __enter__(self) -> SmallDisk:
+    def __enter__(self) -> Disk:
         return self
 
     def __exit__(
@@ -78,18 +78,56 @@ class SmallDisk:
         with self.inside():
             (self.directory / _FILLER).unlink(missing_ok=True)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Whoever writes to it in the block waits for its end, and cannot even be killed."""
+        with self.inside():
+            _run("fsfreeze", "-f", str(self.directory))
+        try:
+            yield
+        finally:
+            with self.inside():
+                _run("fsfreeze", "-u", str(self.directory))
+
 
 @contextmanager
-def small_disk(directory: Path, kib: int) -> Iterator[SmallDisk]:
-    """One, or a test that is skipped because it cannot be made; in CI it fails."""
+def small_disk(directory: Path, kib: int) -> Iterator[Disk]:
+    """A tmpfs, or a test that is skipped because it cannot be made; in CI it fails."""
+    with _made(directory, ["mount", "-t", "tmpfs", "-o", f"size={kib}k,mode=755", "none"]) as disk:
+        yield disk
+
+
+@contextmanager
+def real_disk(directory: Path, image: Path) -> Iterator[Disk]:
+    """An ext4, which can be `Disk.frozen`, or a test that is skipped.
+
+    :param image: the file that it is in; it is made
+    """
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    with _made(directory, ["sh", "-ec", 'mkfs.ext4 -q "$0"; mount -o loop "$0" "$1"', str(image)]) as disk:
+        yield disk
+
+
+@contextmanager
+def _made(directory: Path, mount: Sequence[str]) -> Iterator[Disk]:
     try:
-        disk = SmallDisk(directory, kib)
+        disk = Disk(directory, mount)
     except NoMounts as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"no small disk: {error}")
+        pytest.skip(f"no disk: {error}")
     with disk:
         yield disk
+
+
+def _run(*argv: str) -> None:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError as error:
+        raise NoMounts(f"{argv[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise NoMounts(f"{' '.join(argv)}: {done.stderr.strip()}")
 
 
 @contextmanager

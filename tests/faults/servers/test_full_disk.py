@@ -18,120 +18,48 @@ import pytest
 
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.haproxy import Haproxy
-from efm_lb.rehearsal.hooks import Run, efm_lb_hook, hook_environment
-from efm_lb.rehearsal.host import Host
-from efm_lb.rehearsal.pgbouncer import Pgbouncer
+from efm_lb.rehearsal.hooks import efm_lb_hook, hook_environment
 from efm_lb.rehearsal.pgpool import Pgpool
-from efm_lb.rehearsal.verdict import misbeliefs, wait_right
+from efm_lb.rehearsal.verdict import wait_right
 from efm_lb.rehearsal.waiting import wait_until
-from faults.servers.disks import SmallDisk, small_disk
+from faults.servers.disks import small_disk
 from faults.servers.limits import limited_hook
+from faults.servers.on_disk import SETTINGS, OnDisk
 from faults.watch import Service
 from integration.real import follow_ups, told
 
 pytestmark = pytest.mark.fault("a full disk")
-SETTINGS = {
-    "EFM_LB_DEADLINE": 8,
-    "EFM_LB_CONNECT_TIMEOUT": 1,
-    "EFM_LB_RECONCILE__PERIOD": 1,
-    "EFM_LB_RECONCILE__SETTLE": 0.2,
-    "EFM_LB_RECONCILE__HOLD": 1,
-    "EFM_LB_BALANCERS__PGB1__HOLD": 1,
-}
 FULL = "No space left on device"
 
 
-class Stand:
-    """A pgpool, a HAProxy and a PgBouncer, with the state directory and both files on one small disk.
-
-    :ivar config: where the balancers' files are
-    :ivar state: ``EFM_LB_STATE_DIR``
-    """
-
-    def __init__(self, cluster: Cluster, pgpool: Pgpool, disk: SmallDisk, undo: ExitStack, name: str) -> None:
-        self.cluster = cluster
-        self.disk = disk
-        host = Host("127.0.0.1", inside=disk.inside)
-        self.haproxy = undo.enter_context(Haproxy.start(cluster, host=host))
-        self.pgbouncer = undo.enter_context(Pgbouncer.start(cluster, {"server_login_retry": 1}, host=host))
-        self.balancers = (pgpool, self.haproxy, self.pgbouncer)
-        self.config, self.state = disk.directory / "conf", disk.directory / "state"
-        with disk.inside():
-            self.config.mkdir()
-            self.state.mkdir()
-            cluster.stage.give(self.config)
-            self._move_files()
-        self.env_file = hook_environment(cluster, self.balancers, name, {**SETTINGS, "EFM_LB_STATE_DIR": self.state})
-
-    def _move_files(self) -> None:
-        self.haproxy.process.stop()
-        text = self.haproxy.config.read_text()
-        self.haproxy.config = self.config / "haproxy.cfg"
-        self.haproxy.write_config(text)
-        self.haproxy.launch()
-        ini = self.pgbouncer.directory / "pgbouncer.ini"
-        entries = self.config / "databases.ini"
-        ini.write_text(ini.read_text().replace(str(self.pgbouncer.entries), str(entries)))
-        self.pgbouncer.entries = entries
-        self.pgbouncer.write_entries(self.pgbouncer.first_entries())
-        self.pgbouncer.restart()
-
-    def __call__(self, *words: str) -> Run:
-        """Run efm-lb; it ends in a way that the contract knows, and without a traceback."""
-        with self.disk.inside():
-            run = efm_lb_hook(self.env_file)(*words)
-        assert "Traceback" not in run.output, run.output
-        assert "a bug in efm-lb" not in run.output, run.output
-        return run
-
-    def fill_last_page(self) -> None:
-        """Make calls until the journal can take no more: a page that it has already is its own."""
-        for _ in range(20):
-            run = self("attach", self.cluster.nodes[2].name, "s")
-            assert run.exit_code == 0, run.output
-            if FULL in run.output:
-                return
-        raise AssertionError("the journal goes on")
-
-    def files(self, *ending: str) -> dict[str, bytes]:
-        """The files on the disk, or those with such an ending, by their names."""
-        with self.disk.inside():
-            return {
-                path.name: path.read_bytes()
-                for directory in (self.config, self.state)
-                for path in sorted(directory.iterdir())
-                if not ending or path.name.endswith(ending)
-            }
-
-    def is_right(self) -> bool:
-        return not any(misbeliefs(self.cluster, each) for each in self.balancers)
-
-    def switch(self) -> None:
-        """Node 0 stops, and node 1 is promoted."""
-        old, new, other = self.cluster.nodes
-        old.stop()
-        new.promote()
-        other.follow(new)
-
-
 @pytest.fixture
-def stand(cluster: Cluster, pgpool: Pgpool, tmp_path: Path) -> Iterator[Stand]:
+def stand(cluster: Cluster, pgpool: Pgpool, tmp_path: Path) -> Iterator[OnDisk]:
     directory = cluster.stage.make_numbered_directory("disk")
     directory.chmod(0o711)
     with small_disk(directory, kib=256) as disk, ExitStack() as undo:
-        yield Stand(cluster, pgpool, disk, undo, tmp_path.name)
+        yield OnDisk(cluster, pgpool, disk, undo, tmp_path.name)
     for pid in follow_ups(cluster):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_an_event_on_a_full_disk(stand: Stand) -> None:
+def fill_last_page(stand: OnDisk) -> None:
+    """Make calls until the journal can take no more: a page that it has already is its own."""
+    for _ in range(20):
+        run = stand("attach", stand.cluster.nodes[2].name, "s")
+        assert run.exit_code == 0, run.output
+        if FULL in run.output:
+            return
+    raise AssertionError("the journal goes on")
+
+
+def test_an_event_on_a_full_disk(stand: OnDisk) -> None:
     old, new, _ = stand.cluster.nodes
     assert stand("attach", old.name, "p").exit_code == 0
     assert stand("maintenance", "set", "edge1", "--for", "1s").exit_code == 0
     time.sleep(1)
     stand.disk.fill()
-    stand.fill_last_page()
+    fill_last_page(stand)
     before = stand.files()
     detach = stand("detach", old.name, "p")
     assert detach.exit_code == 0, detach.output
@@ -169,7 +97,7 @@ def test_an_event_on_a_full_disk(stand: Stand) -> None:
     assert f"attach {old.name} primary: exit 0" in history.output
 
 
-def test_the_service_while_the_disk_is_full(stand: Stand) -> None:
+def test_the_service_while_the_disk_is_full(stand: OnDisk) -> None:
     old, new, _ = stand.cluster.nodes
     assert stand("attach", old.name, "p").exit_code == 0
     with stand.disk.inside(), Service(stand.env_file) as service:
@@ -184,7 +112,7 @@ def test_the_service_while_the_disk_is_full(stand: Stand) -> None:
         assert "Traceback" not in service.output
 
 
-def test_records_that_did_not_fit(stand: Stand) -> None:
+def test_records_that_did_not_fit(stand: OnDisk) -> None:
     """The last page of the disk takes a part of them; all that are whole are read, before and after."""
     standby = stand.cluster.nodes[2].name
     assert stand("attach", standby, "s").exit_code == 0
@@ -202,7 +130,7 @@ def test_records_that_did_not_fit(stand: Stand) -> None:
     assert history.output.count(f"attach {standby} standby: exit 0 in") == recorded + 2, history.output
 
 
-def test_what_is_kept_for_later_is_kept_or_refused(stand: Stand) -> None:
+def test_what_is_kept_for_later_is_kept_or_refused(stand: OnDisk) -> None:
     """Maintenance, and settings that have changed."""
     standby = stand.cluster.nodes[2].name
     assert stand("maintenance", "set", standby, "--for", "2h", "--reason", "new disks").exit_code == 0
