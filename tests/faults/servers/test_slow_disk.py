@@ -60,7 +60,7 @@ def wrong_with(stand: Stand, call: Call, slow: dict[str, float], steps: dict[str
 
     result = judged(stand, call, make)
     code, output = result.killed.exit_code, result.killed.output
-    found = [step.name for step in result.killed.steps if step.name.startswith(ON_DISK)]
+    found = [step.name for step in result.killed.steps if step.name.startswith(ON_DISK) and "output" not in step.name]
     steps.setdefault(call.name, list(dict.fromkeys(found)))
     is_told = "the disk has not taken it in time" in output
     # A record that the process has not even begun to write when it ends is lost, and that is what it says.
