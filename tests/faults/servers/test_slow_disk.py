@@ -95,7 +95,7 @@ def play(stand: Stand, ways: Sequence[tuple[Call, dict[str, float]]]) -> dict[st
     return steps
 
 
-FEW = [call for call in OWN if call.name in (PROMOTION, "reconcile about a standby")]
+FEW = [call for call in OWN if call.name == PROMOTION]
 
 
 @pytest.mark.parametrize("calls", [FEW, pytest.param(OWN, marks=pytest.mark.long)], ids=["few", "all"])
