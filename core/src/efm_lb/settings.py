@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 from efm_lb import compiled
 from efm_lb.configuration import Configuration
-from efm_lb.sources import gather
+from efm_lb.sources import Sources, gather
+from efm_lb.state import PATIENCE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from efm_lb.config.compose import Loaded
 
 __all__ = ["settings_of"]
 
@@ -34,9 +39,30 @@ def settings_of(
         # What no adapter has validated is not compiled.
         reasons += [f"adapter {name}: {reason}" for name, reason in loaded.failures.items()]
     else:
+        reasons += _stored(loaded, sources)
+    return loaded.configuration, "; ".join(reasons)
+
+
+def _stored(loaded: Loaded, sources: Sources) -> list[str]:
+    """Store the plan; why it could not be. A disk that hangs keeps nobody waiting: the balancers come first."""
+    from threading import Thread
+
+    failures: list[str] = []
+
+    def store() -> None:
         try:
             compiled.store(loaded.configuration, sources, loaded.files)
         except OSError as error:
             path = error.filename or loaded.configuration.state_dir
-            reasons.append(f"no plan could be stored: {path}: {error.strerror}")
-    return loaded.configuration, "; ".join(reasons)
+            failures.append(f"no plan could be stored: {path}: {error.strerror}")
+
+    thread = Thread(target=store, name="plan", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads for this user
+        store()
+    else:
+        thread.join(PATIENCE)
+    if thread.is_alive():
+        return [f"no plan could be stored: {loaded.configuration.state_dir}: the disk has not taken it in time"]
+    return failures

@@ -6,6 +6,7 @@ import marshal
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,6 +319,17 @@ class TestStoring:
         place.settings()
         assert (tmp_path / "efm.plan").exists()
         assert place.settings()[1] == ""
+
+
+def test_a_disk_that_hangs_keeps_nobody_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    os.utime(place.env_file)
+    monkeypatch.setattr(compiled, "store", lambda *_: released.wait(60))
+    try:
+        _, reason = place.settings()
+    finally:
+        released.set()
+    assert reason.endswith(f"no plan could be stored: {place.plan.parent}: the disk has not taken it in time")
 
 
 def test_a_fresh_plan_is_loaded_by_light_modules_alone(place: Place) -> None:
