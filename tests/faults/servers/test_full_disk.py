@@ -103,10 +103,11 @@ def test_the_service_while_the_disk_is_full(stand: OnDisk) -> None:
     with stand.disk.inside(), Service(stand.env_file) as service:
         assert wait_until(lambda: "efm.plan" in stand.files(), timeout=10)
         stand.disk.fill()
+        fill_last_page(stand)
         stand.switch()
         assert wait_until(lambda: stand.haproxy.ready() == [new.host], timeout=20), service.output
         assert wait_until(lambda: f"cannot replace {stand.pgbouncer.entries}: {FULL}" in service.output, timeout=20)
-        assert "not journalled" in service.output, service.output
+        assert wait_until(lambda: "not journalled" in service.output, timeout=20), service.output
         stand.disk.clear()
         assert wait_until(stand.is_right, timeout=30, interval=0.1), service.output
         assert "Traceback" not in service.output
