@@ -219,6 +219,9 @@ class _Vigil:
             self._take(database, state)
             while world.cluster.answer(self._host, database)[1:4] == state[1:4]:
                 simulation.wait(float("inf"), world.cluster.changed)
+            # Asked twice a second, it has said so until now.
+            last, since = self._states[database.node]
+            self._states[database.node] = last._replace(seconds=max(last.seconds, simulation.now - self.POLL)), since
             simulation.pause(0.0, self.POLL)
 
     def _take(self, database: Database, state: NodeState) -> None:
@@ -242,17 +245,18 @@ class _Vigil:
             states.append(now if now[1:4] == state[1:4] else state)
         return Sight(Truth(tuple(states), newest), since)
 
-    def refresh(self, seconds: float) -> None:
+    def refresh(self, seconds: float) -> list[Node]:
         world = self._world
         world.simulation.pause(0.001, 0.01)
-        silent = False
+        heard = []
         for database in world.cluster.all:
             state = world.cluster.answer(self._host, database)
-            silent = silent or state.reach is Reach.NO_RESPONSE
             if state.reach is not Reach.NO_RESPONSE:
                 self._take(database, state)
-        if silent:
+                heard.append(database.node)
+        if len(heard) < len(world.cluster.all):
             world.simulation.sleep(seconds)
+        return heard
 
     def wait(self, until: float) -> bool:
         simulation = self._world.simulation

@@ -75,3 +75,11 @@ def test_what_was_said_long_ago_counts_no_more(network: Network) -> None:
     assert wait_until(lambda: vigil.sight(0).truth.state(DB2).reach is Reach.REFUSED, timeout=10)
     assert wait_until(lambda: vigil.sight(0).truth.state(DB2).reach is Reach.NO_RESPONSE, timeout=10)
     assert vigil.sight(0).truth.role(DB1) is Role.PRIMARY
+
+
+def test_who_says_something_anew_is_told_from_who_does_not(network: Network) -> None:
+    vigil = Vigil([DB1, DB2], {}, 0.1)
+    vigil.sight(0)
+    assert sorted(vigil.refresh(10)) == [DB1, DB2]
+    network.hangs = {DB2.host}
+    assert wait_until(lambda: vigil.refresh(0.1) == [DB1], timeout=10)

@@ -91,7 +91,7 @@ class Rounds:
         else:
             held, lines = self._turn(patience)
             try:
-                if held is None or not self._is_still(sight):
+                if held is None or not self._is_still(sight, wanted):
                     waits.append(time.monotonic() + _AGAIN)  # EFM has called about it, or is about to
                 else:
                     done = self._send(wanted, sight.truth)
@@ -145,10 +145,16 @@ class Rounds:
         self._locked_since = float("inf")
         return held, []
 
-    def _is_still(self, sight: Sight) -> bool:
-        """Whether the databases, asked anew, say what they said."""
-        self._vigil.refresh(_REFRESH)
-        return _said(self._sight().truth) == _said(sight.truth)
+    def _is_still(self, sight: Sight, wanted: Mapping[str, Sequence[Event]]) -> bool:
+        """Whether the databases, asked anew, say what they said.
+
+        The primary, and a node that is to be served, must say so again: a host that was just cut off from them still
+        has their last word.
+        """
+        heard = self._vigil.refresh(_REFRESH)
+        served = {event.node for events in wanted.values() for event in events if not isinstance(event, Detach)}
+        is_proven = all(node in heard for node in served.union(sight.truth.primaries))
+        return is_proven and _said(self._sight().truth) == _said(sight.truth)
 
     def _sight(self) -> Sight:
         sight = self._vigil.sight(self._state.timeline)

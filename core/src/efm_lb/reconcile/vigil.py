@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from threading import Condition, Thread
 
 from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
@@ -65,16 +65,21 @@ class Vigil:
         truth = Truth(tuple([state for state, _ in said.values()]), newest)
         return Sight(truth, {node: since for node, (_, since) in said.items()})
 
-    def refresh(self, seconds: float) -> None:
-        """Have every node asked anew now; one that says nothing within ``seconds`` keeps its last word."""
+    def refresh(self, seconds: float) -> Collection[Node]:
+        """Have every node asked anew now; one that says nothing within ``seconds`` keeps its last word.
+
+        :return: those that have said something
+        """
         began = time.monotonic()
         with self._wake:
             self._wanted = began
             self._wake.notify_all()
         with self._news:
-            while any(self._asked.get(node, 0.0) < began for node in self._nodes):
-                if (left := began + seconds - time.monotonic()) <= 0:
-                    return
+            while True:
+                heard = [node for node in self._nodes if self._asked.get(node, 0.0) >= began]
+                left = began + seconds - time.monotonic()
+                if len(heard) == len(self._nodes) or left <= 0:
+                    return heard
                 self._news.wait(left)
 
     def wait(self, until: float) -> bool:
