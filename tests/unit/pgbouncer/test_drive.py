@@ -14,8 +14,8 @@ import pytest
 
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError, Truth
 from efm_lb.rehearsal.waiting import wait_until
-from efm_lb_pgbouncer import adapter, drive
-from efm_lb_pgbouncer.console import Session
+from efm_lb_pgbouncer import adapter, drive, guard
+from efm_lb_pgbouncer.console import Console, Session
 from unit.pgbouncer.fake_console import (
     ENTRIES,
     NODES,
@@ -425,6 +425,28 @@ def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, conf
     with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
         send(fake, PROMOTE)
     assert config.read_text() == other
+
+
+def test_who_lets_clients_go_waits_for_a_pause_that_takes_its_time(fake):
+    """Another host's promote lets go of the first entry while the second one is about to be paused."""
+    watched = guard._Watched(Console(fake.admin, "", 0.5), ["app", "app_ro"])
+    for paused, is_over in (({"app"}, False), (set(), False), ({"app_ro"}, False), (set(), True)):
+        fake.paused = paused
+        assert watched.is_over(time.monotonic() + 5) is is_over
+
+
+def test_a_hold_of_which_another_host_has_let_go_half_is_none(fake, config):
+    config.write_text(ENTRIES + "edb = host=10.0.0.1 port=5444\n")
+    fake._load()
+
+    def resume(fake, connection, answer):
+        fake.paused.discard("app")
+        connection.sendall(answer.encoded())
+
+    fake.instead['PAUSE "edb"'] = [resume]
+    with pytest.raises(TemporaryError, match="not held: somebody else has let the clients of app go meanwhile"):
+        hold(fake, write=["app", "edb"])
+    assert fake.paused == set()
 
 
 @pytest.mark.parametrize("is_loaded", [True, False])

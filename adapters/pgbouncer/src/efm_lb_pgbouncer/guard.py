@@ -1,7 +1,7 @@
 """The dead man's hand: a process of its own that lets held clients go when nobody else has.
 
 PgBouncer keeps a database paused when the process that paused it dies. So this process is there, and logged in, before
-the first PAUSE. It ends as soon as it has seen the databases paused and then not paused any more; after HOLD seconds,
+the first PAUSE. It ends as soon as it has seen each database paused and then none paused any more; after HOLD seconds,
 or when it is told to end, it RESUMEs what is still paused. It runs on PgBouncer's own host, in a session of its own:
 it outlives the hook and EFM's agent, and a host that dies takes PgBouncer with it.
 
@@ -145,17 +145,19 @@ def _let_go(watched: Sequence[_Watched]) -> bool:
 
 
 class _Watched:
-    """The databases of one PgBouncer process.
-
-    :ivar seen: they were seen paused
-    """
+    """The databases of one PgBouncer process."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self._console = console
         self._names = names
         self._session: Session | None = None
         self._login_retry = ""
-        self.seen = False
+        self._awaited = set(names)
+
+    @property
+    def seen(self) -> bool:
+        """Whether each was seen paused: they are paused one after the other, and each PAUSE may take its time."""
+        return not self._awaited
 
     def look(self, limit: float) -> list[str]:
         """Which of the databases are paused."""
@@ -171,12 +173,12 @@ class _Watched:
         return [name for name in self._names if name in databases and databases[name].paused]
 
     def is_over(self, limit: float) -> bool:
-        """Whether they were paused and are no more."""
+        """Whether each was paused and none is any more."""
         try:
             paused = self.look(limit)
         except Exception:  # this process is the last that lets anybody go: nothing but success may end it
             return False
-        self.seen = self.seen or bool(paused)
+        self._awaited.difference_update(paused)
         return self.seen and not paused
 
     def let_go(self, limit: float) -> bool:

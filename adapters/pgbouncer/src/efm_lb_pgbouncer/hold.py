@@ -118,6 +118,9 @@ def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -
     gone = [name for name in names if name in databases and not is_at(databases[name].location, event.node)]
     if gone:
         raise TemporaryError(f"not held: {gone[0]} leads elsewhere by now")
+    free = [name for name in names if name in databases and not databases[name].paused]
+    if free:
+        raise TemporaryError(f"not held: somebody else has let the clients of {free[0]} go meanwhile")
     return []
 
 
