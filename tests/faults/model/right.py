@@ -302,6 +302,11 @@ class Watch:
             if noticed:
                 until = max(until, max(noticed) + seconds)
                 seconds *= 2
+        # Who begins to look counts what the calls of its own host have carried out since.
+        calls = [call for (_, name), done in self._done.items() if name == database.node.name for call in done]
+        for began, wanted, _ in calls:
+            if not wanted and any(began <= look for _, look in self._unwatched):
+                until = max(until, began + self._policy.hold)
         return until
 
 
