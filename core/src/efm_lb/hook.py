@@ -389,6 +389,7 @@ def _settle(
         overtaken = _overtaken(call, state)
         if overtaken:
             return overtaken, truth, dispatcher
+        newest = state.timeline  # somebody may have seen a promotion meanwhile
         deadline += turn.waited - waited  # what others took is theirs
         # The balancers must have their part of what is left.
         left = configuration.deadline if is_again else deadline - time.monotonic()

@@ -62,6 +62,10 @@ class Pgpool:
         )
 
     @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
     def writers(self) -> list[Database]:
         return [self.cluster.all[self.primary]] if self.primary is not None and self.attached[self.primary] else []
 

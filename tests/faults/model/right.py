@@ -130,13 +130,12 @@ class Watch:
         at = self._on_purpose.get((balancer.name, database))
         if at is None or self._cluster.was_cut:
             return
-        since = at
-        if task.process.began > at:
+        since, look = at, self._policy.period + 2.0
+        if task.process.began + look > at:
             calls = self._done.get((task.host.name, database.node.name), ())
             since = min((began for began, wanted, when in calls if not wanted and when >= at), default=-inf)
         if self._simulation.now >= since + self._policy.hold:
             return  # or it cannot know
-        look = self._policy.period + 2.0
         others = [touch for touch, _ in self._touches[balancer.name] if touch != at and touch > at - look]
         changes = [change for change, _ in database.running if change > at - look]
         if not others and not changes:

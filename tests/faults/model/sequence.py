@@ -140,7 +140,8 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
         default=0.0,
     )
     began = max(efm.last_fault, min(left_alone, efm.last_fault + _LONGEST_PAUSE))
-    searches = max((each.search_timeout for each in world.balancers if isinstance(each, Pgpool)), default=0)
+    # What is in a pgpool's queue nobody can take back, and each may be a search.
+    searches = sum(each.search_timeout * (1 + each.queued) for each in world.balancers if isinstance(each, Pgpool))
     limit = began + rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK + searches
     right_after = 0.0
     while simulation.now < limit:

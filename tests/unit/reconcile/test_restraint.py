@@ -206,6 +206,17 @@ def test_a_wrong_clock_makes_nobody_wait_for_years(watch: Watch) -> None:
     ]
 
 
+def test_one_that_was_taken_out_while_it_was_down_does_not_stay_out(watch: Watch) -> None:
+    watch(0, "Pss", "Waa")
+    watch(5, "Psx", "Waa")
+    watch(9, "Pss", "Wad")
+    assert events(watch(11, "Pss", "Wad")) == [(Attach, "db3")]
+    watch(20, "Psx", "Waa")
+    watch.begins_anew(30)
+    watch(0, "Pss", "Wad")
+    assert events(watch(3, "Pss", "Wad")) == [(Attach, "db3")], "nor does the next process think so"
+
+
 def test_one_that_denied_a_login_in_between_stays_out(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(5, "Pss", "Wad")

@@ -35,6 +35,7 @@ class Memory:
 
     :ivar is_first_look: this process has not seen it yet
     :ivar view: what it believed at the last look
+    :ivar gone: the nodes that served nobody then
     :ivar timeline: the primary's, then
     :ivar is_own_work: something was sent to it since
     :ivar put_in: the nodes that were attached by that
@@ -44,6 +45,7 @@ class Memory:
     def __init__(self) -> None:
         self.is_first_look = True
         self.view: View | None = None
+        self.gone: frozenset[Node] = frozenset()
         self.timeline: int | None = None
         self.is_own_work = False
         self.put_in: tuple[Node, ...] = ()
@@ -104,6 +106,8 @@ def restored(
                 _take(balancers.setdefault(words[0], Memory()), kind, words[1:], known, now, since)
         except (KeyError, ValueError, IndexError):
             continue
+    for memory in balancers.values():
+        memory.gone = frozenset(down)
     return balancers, down
 
 

@@ -133,10 +133,11 @@ class Restraint:
         self._remember_outages(sight)
         memory = self._balancers.setdefault(name, Memory())
         before, memory.view = memory.view, view
+        was_gone, memory.gone = memory.gone, frozenset(_gone(sight.truth))
         if view is None:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
             return Judgement()
-        self._notice(memory, sight, before, view, now)
+        self._notice(memory, sight, before, view, was_gone, now)
         primary = sight.truth.primary
         memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
@@ -241,8 +242,19 @@ class Restraint:
                 )
         return ""
 
-    def _notice(self, memory: Memory, sight: Sight, before: View | None, view: View, now: float) -> None:
-        """Keep account of the nodes that were taken out while they were up."""
+    def _notice(
+        self,
+        memory: Memory,
+        sight: Sight,
+        before: View | None,
+        view: View,
+        was_gone: Collection[Node],
+        now: float,
+    ) -> None:
+        """Keep account of the nodes that were taken out while they were up.
+
+        :param was_gone: the nodes that served nobody at the look before: whoever took them out took out dead ones
+        """
         for node in _gone(sight.truth):
             memory.out.pop(node, None)
         called = self._notice_calls(memory, sight.truth, view, now) if memory.is_first_look else ()
@@ -268,7 +280,7 @@ class Restraint:
             served = was is not None and bool(was.attached) and not was.writes
             taken_out = role is Role.STANDBY and not moves and served and seen.attached is False
             obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
-            if role and seen.node not in called and (taken_out or obeyed):
+            if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
                 self._stays_out(memory, seen.node, role, now)
 
     def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
