@@ -187,6 +187,22 @@ def test_a_node_that_is_still_promoting_is_waited_for(world: World, run: Run) ->
     assert world.events == [Promote(DB2, FAILED_OVER)]
 
 
+def test_a_promotion_that_is_seen_while_a_node_is_waited_for_counts(world: World, run: Run) -> None:
+    """By reconcile on this host: the node that came up is an old primary."""
+    world.truths = [PROMOTING] * 5 + [FAILED_OVER]
+    asked = iter(range(100))
+
+    def see() -> None:
+        if next(asked) == 2:
+            State(str(world.state_dir), "efm").timeline = 2
+
+    world.asked = see
+    code, lines = run("promote", "db2")
+    assert code == 75
+    assert "this host has seen timeline 2: an old primary gets no writes" in lines[0]
+    assert world.events == []
+
+
 def test_a_node_that_never_leaves_recovery_is_attached_and_the_shortfall_said(world: World, run: Run) -> None:
     world.truths = [PROMOTING]
     world.deadline = 0.5
