@@ -16,7 +16,7 @@ from efm_lb import Balancer, Node, lock
 from efm_lb.commands import maintenance as commands
 from efm_lb.commands.maintenance import clear, seconds_of, set_
 from efm_lb.configuration import Configuration, DetachLivePrimary
-from efm_lb.errors import CallError, NotReadableError, NotNowError
+from efm_lb.errors import CallError, NotNowError, NotReadableError
 from efm_lb.maintenance import Maintenance, in_force, write
 
 DB2 = Maintenance("db2", 2000.0, 1000.0, "anna", "new disk")
