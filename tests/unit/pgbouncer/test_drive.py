@@ -176,7 +176,9 @@ def test_an_answer_that_is_always_cut_off(fake):
     assert fake.sent == []
 
 
-@pytest.mark.parametrize("command", ["RELOAD", SET, 'KILL "app"', 'RESUME "app"', "SHOW SERVERS", "SHOW POOLS"])
+@pytest.mark.parametrize(
+    "command", ["RELOAD", pytest.param(SET, id="SET"), 'KILL "app"', 'RESUME "app"', "SHOW SERVERS", "SHOW POOLS"]
+)
 @pytest.mark.parametrize("act", [close, cut(3)])
 def test_a_connection_that_breaks_in_the_middle(fake, command, act):
     """The command was carried out: nothing is left as it was only for the moment."""
@@ -188,7 +190,7 @@ def test_a_connection_that_breaks_in_the_middle(fake, command, act):
     assert fake.paused == set()
 
 
-@pytest.mark.parametrize("command", ["RELOAD", SET, "SHOW SERVERS", "SHOW POOLS"])
+@pytest.mark.parametrize("command", ["RELOAD", pytest.param(SET, id="SET"), "SHOW SERVERS", "SHOW POOLS"])
 def test_a_command_that_hangs_costs_the_connect_time_out(fake, command):
     fake.servers = [("app", "10.0.0.1", 5444)]
     fake.instead[command] = [hang]
@@ -210,7 +212,7 @@ def test_a_command_that_always_hangs(fake):
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (SET, "unknown parameter"),
+        pytest.param(SET, "unknown parameter", id="SET"),
         ('KILL "app"', "already suspended/paused"),
         ('RESUME "app"', "no such database: app"),
     ],
