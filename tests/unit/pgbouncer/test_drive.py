@@ -439,7 +439,7 @@ def test_who_lets_clients_go_waits_for_a_pause_that_takes_its_time(fake):
 
 def test_a_hold_of_which_another_host_has_let_go_half_is_none(fake, config):
     config.write_text(ENTRIES + "edb = host=10.0.0.1 port=5444\n")
-    fake._load()
+    fake.load()
 
     def resume(fake, connection, answer):
         fake.paused.discard("app")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -25,12 +26,12 @@ def test_a_host_that_vanishes_is_noticed_in_the_time_that_a_silent_one_costs(sec
     assert seconds <= int(given["ConnectTimeout"]) < seconds + 1
 
 
-def test_each_destination_has_a_socket_of_its_own(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    one, other = (Destination(name, 2, str(tmp_path), "efm.pgb1") for name in ("pgb1", "root@pgb1"))
-    assert one.shared != other.shared
-    assert options(one)["ControlPath"] == one.shared
-    assert options(one, alone=True)["ControlPath"] == "none"
+def test_each_destination_has_a_socket_of_its_own() -> None:
+    with TemporaryDirectory() as directory:  # short: a socket's path is
+        one, other = (Destination(name, 2, directory, "efm.pgb1") for name in ("pgb1", "root@pgb1"))
+        assert one.shared != other.shared
+        assert options(one)["ControlPath"] == one.shared
+        assert options(one, alone=True)["ControlPath"] == "none"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])

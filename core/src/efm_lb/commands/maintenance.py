@@ -22,6 +22,7 @@ __all__ = ["clear", "seconds_of", "set_", "show"]
 SCHEMA = "efm-lb/maintenance/v1"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 30 * 86400
+_LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _PATIENCE = 5.0
 """Seconds; whoever is at it writes one small file."""
 
@@ -134,9 +135,9 @@ def _write(configuration: Configuration, entries: list[Maintenance]) -> None:
 
 def _unwritable(configuration: Configuration, error: OSError) -> EfmLbError:
     words = f"{configuration.state_dir} cannot be written: {error.strerror}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return NotReadableError(f"{words}: do it as EFM's user")
-    return NotNowError(words)
+    if error.errno in _LACKS:
+        return NotNowError(words)
+    return NotReadableError(f"{words}: do it as EFM's user")
 
 
 def _user() -> str:
