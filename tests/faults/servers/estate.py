@@ -18,18 +18,20 @@ __all__ = ["DEADLINE", "HOLD", "PERIOD", "RIGHT", "SETTLE", "Estate"]
 PERIOD = 1.0
 SETTLE = 0.5
 HOLD = 2.0
+DETACH_AFTER = 2.0
 DEADLINE = 6.0
 _CONNECT_TIMEOUT = 1.0
 _LONGEST_PAUSE = 8.0
 """Seconds: what failed for as long as any server is frozen is tried again after 1, 2, 4 and 8 of them."""
 _BUSY = 6.0
 """Seconds more on a machine that has other things to do."""
-RIGHT = PERIOD + 2 * SETTLE + 2 * HOLD + _LONGEST_PAUSE + DEADLINE + _BUSY
+RIGHT = PERIOD + 2 * SETTLE + DETACH_AFTER + 2 * HOLD + _LONGEST_PAUSE + DEADLINE + _BUSY
 """Seconds until everything is right again: what docs/reconcile.md says in turn, and a call that hangs."""
 _SETTINGS: Mapping[str, object] = {
     "EFM_LB_RECONCILE__PERIOD": PERIOD,
     "EFM_LB_RECONCILE__SETTLE": SETTLE,
     "EFM_LB_RECONCILE__HOLD": HOLD,
+    "EFM_LB_RECONCILE__DETACH_AFTER": DETACH_AFTER,
     "EFM_LB_CONNECT_TIMEOUT": _CONNECT_TIMEOUT,
     "EFM_LB_DEADLINE": DEADLINE,
     "EFM_LB_BALANCERS__PGB1__HOLD": 4,

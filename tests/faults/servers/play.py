@@ -9,7 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from efm_lb.rehearsal.hooks import Run
-from efm_lb.rehearsal.verdict import faults
+from efm_lb.rehearsal.verdict import wait_right
 from efm_lb.rehearsal.waiting import wait_until
 from faults.servers.blows import Blow, drawn, strike
 from faults.servers.estate import DEADLINE, RIGHT, Estate
@@ -127,7 +127,7 @@ def play(estate: Estate, efm: Efm, watch: Watch, seed: int) -> Told:
         looks = [] if service else _looked(estate, tale)
         wait_until(lambda: not estate.wrong(), timeout=RIGHT, interval=0.1)
         right = time.monotonic() - began
-        wrong += [line for each in estate.balancers for line in faults(estate.cluster, each, estate.down)]
+        wrong += [line for each in estate.balancers for line in wait_right(estate.cluster, each, estate.down)[0]]
         wrong += estate.wrong()
         wrong += [f"nobody can write through {name} any more" for name in writers.silent()]
         if service:

@@ -33,12 +33,13 @@ FEWEST = 5
 """Python begins with them; with fewer it does not, or says of its own files that they cannot be opened."""
 MOST = 20
 """More than any call needs."""
+QUICK = ("EFM_LB_RECONCILE__PERIOD", "EFM_LB_RECONCILE__HOLD", "EFM_LB_RECONCILE__DETACH_AFTER")
 OWN = [call for call in CALLS if not call.of]
 
 
 @pytest.fixture(scope="module")
 def stand() -> Iterator[Stand]:
-    with open_stand({"EFM_LB_DEADLINE": 8, "EFM_LB_RECONCILE__PERIOD": 1, "EFM_LB_RECONCILE__HOLD": 1}) as stand:
+    with open_stand({"EFM_LB_DEADLINE": 8, **dict.fromkeys(QUICK, 1)}) as stand:
         yield stand
 
 
