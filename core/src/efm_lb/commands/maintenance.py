@@ -14,7 +14,7 @@ from efm_lb import lock, maintenance
 from efm_lb.calls import shown
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
-from efm_lb.errors import EX_OK, CallError, EfmLbError, NotNowError, NotReadableError, UnknownNodeError, printable
+from efm_lb.errors import EX_OK, CallError, NotNowError, NotReadableError, UnknownNodeError, lack, printable
 from efm_lb.maintenance import Maintenance
 
 __all__ = ["clear", "seconds_of", "set_", "show"]
@@ -22,7 +22,6 @@ __all__ = ["clear", "seconds_of", "set_", "show"]
 SCHEMA = "efm-lb/maintenance/v1"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 30 * 86400
-_LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _PATIENCE = 5.0
 """Seconds; whoever is at it writes one small file."""
 
@@ -133,9 +132,9 @@ def _write(configuration: Configuration, entries: list[Maintenance]) -> None:
         raise _unwritable(configuration, error) from None
 
 
-def _unwritable(configuration: Configuration, error: OSError) -> EfmLbError:
+def _unwritable(configuration: Configuration, error: OSError) -> NotReadableError | NotNowError:
     words = f"{configuration.state_dir} cannot be written: {error.strerror}"
-    if error.errno in _LACKS:
+    if lack(error) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotNowError(words)
     return NotReadableError(f"{words}: do it as EFM's user")
 
