@@ -188,6 +188,7 @@ class Watch:
     def forget_timelines(self) -> None:
         """A person has told all hosts to."""
         self._seen.clear()
+        self._remembered.clear()
         self.count("a person had to say that a timeline is gone")
 
     def count(self, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
@@ -28,6 +29,9 @@ _WORK = 12.0
 
 
 _LONGEST_PAUSE = 60.0
+_MARK = re.compile(
+    rb" *# efm-lb: writes follow timeline [0-9]*$|^; efm-lb: writes follow timeline [0-9]*\n", re.MULTILINE
+)
 """Seconds that reconcile leaves a balancer alone that failed again and again."""
 
 
@@ -130,7 +134,10 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
         efm.last_fault = simulation.now
     if world.cluster.newest > world.cluster.writable.timeline:
         # Promoted was a standby that had missed a promotion, and all that is on the newer timeline is gone with its
-        # primary. Nobody but a person can know that this one is no old primary: docs/runbook.md, "An old primary".
+        # primary. Nobody but a person can know that this one is no old primary: docs/runbook.md, "A cluster that was
+        # built anew".
+        for path, content in world.files.items():
+            world.files[path] = _MARK.sub(b"", content)
         for host in world.hosts.values():
             host.forget()
         watch.forget_timelines()
