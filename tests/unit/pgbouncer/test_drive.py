@@ -429,6 +429,19 @@ def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, conf
     assert config.read_text() == other
 
 
+def test_an_old_file_that_is_put_back_while_logins_come_again_is_not_loaded(fake, config):
+    def put_back(fake, connection, answer):
+        config.write_text(ENTRIES)
+        connection.sendall(answer.encoded())
+
+    fake.servers = [("app", "10.0.0.1", 5444)]
+    fake.instead['RESUME "app"'] = [put_back]
+    with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
+        send(fake, PROMOTE)
+    assert fake.places["app"] == ("10.0.0.2", "5444")
+    assert fake.retry == RETRY
+
+
 def test_who_lets_clients_go_waits_for_a_pause_that_takes_its_time(fake):
     """Another host's promote lets go of the first entry while the second one is about to be paused."""
     watched = guard._Watched(Console(fake.admin, "", 0.5), ["app", "app_ro"])

@@ -385,7 +385,7 @@ def _settler(
                 sleep(_RETRY_PAUSE)
             except (TemporaryError, PermanentError) as error:
                 if current and told.lifted:
-                    _take_back(current, limit)
+                    _take_back(current, limit, is_loadable=not isinstance(error, _Overtaken))
                 raise type(error)(told.but(error)) from None
             finally:
                 if current and current is not session:
@@ -415,6 +415,7 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
     if not told.begun:
         return
     session.wait_connected([*wanted.locations], told.failed, limit)
+    _demand_same_file(pooler, wanted)
     _tell(session, "RELOAD", limit)
     if told.lifted and _is_lifted(session, limit):
         raise PermanentError(
@@ -442,10 +443,14 @@ def _lifted() -> float:
     return (1 + getpid() % 900) / 1e6
 
 
-def _take_back(session: Session, limit: float) -> None:
-    """End what was only for the moment; what went wrong before is what is told."""
+def _take_back(session: Session, limit: float, is_loadable: bool) -> None:
+    """End what was only for the moment; what went wrong before is what is told.
+
+    :param is_loadable: the file says what is wanted: somebody else's may send writes anywhere
+    """
     try:
-        session.command("RELOAD", limit)
+        if is_loadable:
+            session.command("RELOAD", limit)
         if _is_lifted(session, limit):
             session.command(f"SET {LOGIN_RETRY} = {_RETRY_DEFAULT}", limit)
     except (Refused, TemporaryError, PermanentError):
