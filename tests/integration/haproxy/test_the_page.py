@@ -24,7 +24,8 @@ from efm_lb_haproxy import adapter
 from integration.haproxy.conftest import Manager
 from unit.docs.documents import blocks, read
 
-HEAD, TLS = blocks(read("docs/haproxy.md"), "text")[:2]
+HEAD, *REST = blocks(read("docs/haproxy.md"), "text")
+(TLS,) = (block for block in REST if "ssl crt" in block)
 (RECIPE,) = (block for block in blocks(read("docs/haproxy.md"), "sh") if "openssl" in block)
 
 

@@ -270,8 +270,8 @@ def test_data_that_nobody_asked_for(fake):
     fake.instead["SHOW DATABASES"] = [raw(message(b"H", struct.pack("!bh", 0, 0)))] * 99
     started = time.monotonic()
     with pytest.raises(TemporaryError, match=f"port={fake.port} .*SHOW DATABASES"):
-        send(fake, PROMOTE, seconds=1)
-    assert time.monotonic() - started < 1.5
+        send(fake, PROMOTE, seconds=3)
+    assert time.monotonic() - started < 3.5
 
 
 # The file
