@@ -86,6 +86,7 @@ class World:
         self.free = Signal()
         self.marks: dict[str, Task] = {}
         self.guards: dict[int, list[int]] = {}
+        self.ended_guards: set[int] = set()
         self.notes: dict[str, str] = {}
         self.calls: list[Task] = []
 
@@ -600,10 +601,15 @@ def _guard(consoles: Any, names: Any, hold: float, mark: str, limit: float) -> i
         free = guard._are_over(watched, until, told) or guard._let_go(watched)
         if free and _world.marks.get(mark) is me:
             del _world.marks[mark]
+        _world.ended_guards.add(pid)
 
     me = simulation.spawn(work, f"{task.host.name} guard {pid}", host=task.host)
     _world.marks[mark] = me
     return pid
+
+
+def _has_ended(pid: int) -> bool:
+    return pid in _world.ended_guards
 
 
 def _kill(pid: int, number: int) -> None:
@@ -687,6 +693,7 @@ def installed() -> Iterator[None]:
         (efm_lb_pgbouncer.drive, "getpid", lambda: _world.simulation.current.process.pid),  # type: ignore[union-attr]
         (efm_lb_pgbouncer.guard, "start", _guard),
         (efm_lb_pgbouncer.hold, "start", _guard),
+        (efm_lb_pgbouncer.hold, "has_ended", _has_ended),
         (efm_lb_pgbouncer.hold, "kill", _kill),
         (Node, "is_at", cached(Node.is_at)),
         (pooler, "read_file", _read_file),

@@ -533,7 +533,7 @@ def test_what_cannot_be_written_is_tried_once(fake, config, monkeypatch):
 def test_logins_that_fail(fake, reply, kind, said):
     fake.login = [raw(reply)] * 999
     with pytest.raises(kind, match=f"port={fake.port} .*{said}"):
-        send(fake, DETACH, seconds=1)
+        send(fake, DETACH, seconds=3)
     if kind is PermanentError:
         assert fake.config.read_text() == ENTRIES, "nothing is changed by halves"
     assert fake.sent == []
@@ -609,6 +609,20 @@ class TestHold:
         fake.instead['PAUSE "app"'] = [act]
         with pytest.raises(TemporaryError, match=said):
             hold(fake)
+        assert fake.paused == set()
+
+    def test_nobody_is_held_when_the_other_process_has_ended(self, fake, monkeypatch):
+        """Another host has paused and let go between this one's PAUSEs: to it that was the end of the hold."""
+
+        def start(*_):
+            pid = os.posix_spawn("/bin/true", ["true"], {})
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            return pid
+
+        monkeypatch.setattr("efm_lb_pgbouncer.hold.start", start)
+        with pytest.raises(TemporaryError, match="not held: somebody else has let clients go meanwhile"):
+            hold(fake)
+        assert fake.sent == ['PAUSE "app"', 'RESUME "app"']
         assert fake.paused == set()
 
     def test_a_console_that_lets_nobody_in_after_the_pause(self, fake):

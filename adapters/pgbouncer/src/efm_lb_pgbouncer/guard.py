@@ -24,7 +24,7 @@ from time import monotonic, sleep
 from efm_lb import PermanentError, TemporaryError
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Interrupted, Refused, Session, quoted
 
-__all__ = ["NotGuarded", "main", "start"]
+__all__ = ["NotGuarded", "has_ended", "main", "start"]
 
 _POLL = 0.1
 """Seconds between two looks."""
@@ -76,6 +76,14 @@ def start(consoles: Sequence[Console], names: Sequence[str], hold: float, mark: 
         why = said.decode("utf-8", "replace").strip() or "it did not begin in time"
         raise NotGuarded(f"the process that lets clients go is not there: {why}")
     return pid
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process that `start` has started in this process is there no more."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ transactions that run have ended. It has no time-out of its own, and it outlives
 from __future__ import annotations
 
 from _signal import SIGTERM  # type: ignore[import-not-found]
+from contextlib import suppress
 from functools import partial
 from os import kill
 from time import monotonic
@@ -14,7 +15,7 @@ from time import monotonic
 from efm_lb import Detach, Outcome, PermanentError, Role, TemporaryError
 from efm_lb_pgbouncer.console import Database, Interrupted, Refused, Session, quoted
 from efm_lb_pgbouncer.drive import in_parallel
-from efm_lb_pgbouncer.guard import start
+from efm_lb_pgbouncer.guard import has_ended, start
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at
 
@@ -46,9 +47,14 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         pid = start(pooler.consoles, names, pooler.hold, pooler.mark, limit)
         try:
             _pause(event, sessions, names, limit)
+            if has_ended(pid):
+                # Another host's PAUSEs and RESUMEs, between these ones, looked to it like the end of these ones.
+                _resume(sessions, names)
+                raise TemporaryError("not held: somebody else has let clients go meanwhile")
         except (TemporaryError, PermanentError):
             # It lets go as well, and then watches no longer: a PAUSE that comes after this is somebody else's.
-            kill(pid, SIGTERM)
+            with suppress(ProcessLookupError):
+                kill(pid, SIGTERM)
             raise
     finally:
         for session in sessions:
@@ -81,8 +87,13 @@ def _pause(event: Detach, sessions: list[Session], names: list[str], limit: floa
     """PAUSE everywhere, or RESUME everywhere."""
     problems = in_parallel([partial(_pause_at, event, session, names, limit) for session in sessions])
     failed = [str(problem) for problem in problems if isinstance(problem, Exception)]
-    if not failed:
-        return
+    if failed:
+        raise TemporaryError("; ".join([*failed, *_resume(sessions, names)]))
+
+
+def _resume(sessions: list[Session], names: list[str]) -> list[str]:
+    """RESUME everywhere; where that could not be told."""
+    failed = []
     for session in sessions:
         # A session that waits for PAUSE hears nothing else: RESUME needs another one.
         try:
@@ -94,7 +105,7 @@ def _pause(event: Detach, sessions: list[Session], names: list[str], limit: floa
                 other.close()
         except (TemporaryError, PermanentError):
             failed.append(f"{session.console} could not be told to RESUME: it will be, in time")
-    raise TemporaryError("; ".join(failed))
+    return failed
 
 
 def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -> list[str]:
