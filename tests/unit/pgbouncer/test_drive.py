@@ -620,7 +620,7 @@ class TestHold:
             return pid
 
         monkeypatch.setattr("efm_lb_pgbouncer.hold.start", start)
-        with pytest.raises(TemporaryError, match="not held: somebody else has let clients go meanwhile"):
+        with pytest.raises(TemporaryError, match="not held: somebody else has let the clients of app go meanwhile"):
             hold(fake)
         assert fake.sent == ['PAUSE "app"', 'RESUME "app"']
         assert fake.paused == set()

@@ -50,7 +50,7 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
             if has_ended(pid):
                 # Another host's PAUSEs and RESUMEs, between these ones, looked to it like the end of these ones.
                 _resume(sessions, names)
-                raise TemporaryError("not held: somebody else has let clients go meanwhile")
+                raise TemporaryError(f"not held: somebody else has let the clients of {', '.join(names)} go meanwhile")
         except (TemporaryError, PermanentError):
             # It lets go as well, and then watches no longer: a PAUSE that comes after this is somebody else's.
             with suppress(ProcessLookupError):
