@@ -7,7 +7,6 @@ transactions that run have ended. It has no time-out of its own, and it outlives
 from __future__ import annotations
 
 from _signal import SIGTERM  # type: ignore[import-not-found]
-from contextlib import suppress
 from functools import partial
 from os import kill
 from time import monotonic
@@ -47,15 +46,14 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         pid = start(pooler.consoles, names, pooler.hold, pooler.mark, limit)
         try:
             _pause(event, sessions, names, limit)
-            if has_ended(pid):
-                # Another host's PAUSEs and RESUMEs, between these ones, looked to it like the end of these ones.
-                _resume(sessions, names)
-                raise TemporaryError(f"not held: somebody else has let the clients of {', '.join(names)} go meanwhile")
         except (TemporaryError, PermanentError):
             # It lets go as well, and then watches no longer: a PAUSE that comes after this is somebody else's.
-            with suppress(ProcessLookupError):
-                kill(pid, SIGTERM)
+            kill(pid, SIGTERM)
             raise
+        if has_ended(pid):
+            # Another host's PAUSEs and RESUMEs, between these ones, looked to it like the end of these ones.
+            _resume(sessions, names)
+            raise TemporaryError(f"not held: somebody else has let the clients of {', '.join(names)} go meanwhile")
     finally:
         for session in sessions:
             session.close()
