@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from efm_lb.truth import Node, Truth
 
-__all__ = ["TEMPORARY", "State", "hand_over", "new_call", "put", "remove_abandoned", "replace", "write_all"]
+__all__ = [
+    "PATIENCE",
+    "TEMPORARY",
+    "State",
+    "hand_over",
+    "new_call",
+    "put",
+    "remove_abandoned",
+    "replace",
+    "write_all",
+]
 
 TEMPORARY = ".efm-lb"
 """How the name of every file ends that is there for a moment only."""

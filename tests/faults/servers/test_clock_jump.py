@@ -25,21 +25,14 @@ from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
+from faults.servers import on_disk
 from integration.real import follow_ups
 
 pytestmark = pytest.mark.fault("a clock that jumps")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
 CLOCK = Path(__file__).with_name("clock.py")
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
-SETTINGS = {
-    "EFM_LB_DEADLINE": 8,
-    "EFM_LB_CONNECT_TIMEOUT": 1,
-    "EFM_LB_RECONCILE__PERIOD": 1,
-    "EFM_LB_RECONCILE__SETTLE": 0.2,
-    "EFM_LB_RECONCILE__HOLD": 1,
-    "EFM_LB_RECONCILE__DETACH_AFTER": 1,
-    "EFM_LB_BALANCERS__PGB1__HOLD": 2,
-}
+SETTINGS = {**on_disk.SETTINGS, "EFM_LB_BALANCERS__PGB1__HOLD": 2}
 
 
 class Stand:
