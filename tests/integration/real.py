@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from efm_lb import Attach, Balancer, Detach, Event, Node, NodeState, Outcome, Promote, Reach, Role, Truth
+from efm_lb.follow_up import NAME as FORKED
 from efm_lb.rehearsal.cluster import Cluster
 
 __all__ = ["follow_ups", "nodes_of", "send", "told", "truth_of"]
@@ -46,7 +47,8 @@ def follow_ups(cluster: Cluster) -> list[int]:
     for directory in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             words = (directory / "cmdline").read_text(errors="replace").split("\0")
-            if "--follow-up" in words and any(f"{cluster.stage.directory}/" in word for word in words):
+            is_one = "--follow-up" in words or (directory / "comm").read_text() == f"{FORKED}\n"
+            if is_one and any(f"{cluster.stage.directory}/" in word for word in words):
                 found.append(int(directory.name))
     return found
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from efm_lb.errors import EX_OK, EX_TEMPFAIL
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL
 from efm_lb.events import Detach
 from efm_lb.outcomes import Result
 from efm_lb.report import Report
 
-__all__ = ["ATTEMPT", "PATIENCE", "is_carried_out", "judge_until_done", "owed", "start"]
+__all__ = ["ATTEMPT", "NAME", "PATIENCE", "is_carried_out", "judge_until_done", "owed", "start"]
 
 PATIENCE = 60.0
 """Seconds after which a follow-up ends: nobody waits for it, and a promotion may take its time."""
@@ -26,6 +27,10 @@ ATTEMPT = 3.0
 _PAUSE = 0.5
 """Seconds until the call is judged once more, twice as long each time."""
 _LONGEST_PAUSE = 4.0
+_ENDING = 0.01
+"""Seconds that threads which are done may take to end."""
+NAME = "efm-lb-followup"
+"""What ``ps`` and ``top`` call a fork that judges a call again; 15 characters are the most that Linux keeps."""
 
 
 def owed(report: Report) -> float | None:
@@ -36,16 +41,63 @@ def owed(report: Report) -> float | None:
     return max((each for each in seconds if each is not None), default=None)
 
 
-def start(seconds: float, call: str) -> None:
-    """Start this same command again, in a session of its own, to judge ``call`` after ``seconds``.
+def start(seconds: float, call: str, run: Callable[[Sequence[str]], int]) -> None:
+    """Run this same command again, in a process and a session of its own, to judge ``call`` after ``seconds``.
 
     It inherits none of EFM's pipes, outlives the hook and EFM's agent, and ends by itself.
 
+    A fork has everything imported, and looks out for the promotion at once: while clients of a dead primary keep the
+    processors busy, a new interpreter takes 0.15 s to get that far. But in a fork a lock that another thread holds
+    stays locked for ever: where a thread is left, such as a hung adapter's, a new interpreter is started.
+
+    :param run: runs a command line, and returns the exit code
     :raises OSError: it could not be started
     """
-    argv = [sys.executable, *sys.orig_argv[1:], "--follow-up", f"{seconds:g}", "--call", call]
+    options = ["--follow-up", f"{seconds:g}", "--call", call]
+    if _is_only_thread():
+        if os.fork() == 0:
+            _run_on([*sys.argv[1:], *options], run)
+        return
+    argv = [sys.executable, *sys.orig_argv[1:], *options]
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     os.posix_spawn(sys.executable, argv, os.environ, file_actions=null, setsid=True)
+
+
+def _is_only_thread() -> bool:
+    """Whether this process has no other thread, be it of Python's or of a library's."""
+    until = time.monotonic() + _ENDING
+    try:
+        while len(os.listdir("/proc/self/task")) > 1:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+    except OSError:
+        return False
+    return True
+
+
+def _run_on(argv: Sequence[str], run: Callable[[Sequence[str]], int]) -> NoReturn:
+    """What a fork does; it never returns to what its parent was doing."""
+    code = EX_SOFTWARE
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _take_name()
+        code = run(argv)
+    finally:
+        os._exit(code)
+
+
+def _take_name() -> None:
+    """Its command line is its parent's, and a person who looks must be able to tell them apart."""
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(NAME)
+    except OSError:
+        return
 
 
 def is_carried_out(report: Report) -> bool:

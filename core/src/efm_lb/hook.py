@@ -192,7 +192,7 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
     owed = follow_up.owed(report)
     if owed is not None and call.origin is Origin.HOOK:
         try:
-            follow_up.start(owed, name)
+            follow_up.start(owed, name, main)
         except OSError as error:
             notes.append(f"will not be judged again: {error}: run efm-lb reconcile")
             report = report._replace(exit_code=report.exit_code or EX_TEMPFAIL)

@@ -430,7 +430,7 @@ def _wait_for_primary(nodes: list[Node], keywords: object, timeout: float, until
         simulation.wait(until, cluster.changed)
 
 
-def _start_follow_up(seconds: float, call: str) -> None:
+def _start_follow_up(seconds: float, call: str, run: object) -> None:
     task = _world.simulation.current
     assert task
     host: Host = task.host

@@ -79,7 +79,7 @@ def test_a_hook_that_is_killed_in_the_middle(calls: Calls, cluster: Cluster) -> 
     with calls.begin("attach", old.name, "p") as process:
         try:
             began = f"It is still at work, as process {process.pid}."
-            assert wait_until(lambda: began in calls.history("show", "last"), timeout=10)
+            assert wait_until(lambda: began in calls.hook("history", "show", "last").output, timeout=10)
         finally:
             process.send_signal(signal.SIGKILL)
     assert calls.history().splitlines()[0].endswith(f"attach {old.name} primary: began and never ended")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from efm_lb.follow_up import NAME
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.hooks import EFM_LB
 from efm_lb.rehearsal.processes import end_tree, tree
@@ -23,9 +24,16 @@ def words(pid: int | str) -> list[str]:
         return []
 
 
+def name(pid: int | str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def naming(directory: str) -> list[list[str]]:
-    """The command lines of all processes that have to do with a stage."""
-    lines = [words(name) for name in os.listdir("/proc") if name.isdigit()]
+    """The names and command lines of all processes that have to do with a stage."""
+    lines = [[name(pid), *words(pid)] for pid in os.listdir("/proc") if pid.isdigit()]
     return [line for line in lines if any(directory in word for word in line)]
 
 
@@ -39,7 +47,7 @@ def test_nothing_is_left_of_an_interrupted_switchover(number: signal.Signals) ->
             (keeper,) = (line for pid in tree(rehearsal.pid) if "efm_lb.rehearsal.keeper" in (line := words(pid)))
             directory = keeper[4]
             running = naming(directory)
-            assert any("--follow-up" in line for line in running), running
+            assert any(NAME in line for line in running), running
             assert any("efm_lb_pgbouncer.guard" in line for line in running), running
             rehearsal.send_signal(number)
             _, errors = rehearsal.communicate(timeout=30)

@@ -154,7 +154,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(hook, "settings_of", lambda cluster, env_file, environ: (made.configuration(), ""))
     monkeypatch.setattr(follow_up, "PATIENCE", 1.5)
     monkeypatch.setattr(follow_up, "_PAUSE", 0.05)
-    monkeypatch.setattr(follow_up, "start", lambda seconds, call: made.followed_up.append((seconds, call)))
+    monkeypatch.setattr(follow_up, "start", lambda seconds, call, run: made.followed_up.append((seconds, call)))
     return made
 
 
@@ -560,23 +560,42 @@ def test_a_signal_after_the_last_step_is_a_line_and_an_exit_code(
     assert run("attach", "db9", "p") == (75, ["efm-lb attach db9 p: terminated by a signal before it was done"])
 
 
-def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Path) -> None:
+FOLLOWED_UP = """
+import os, sys, threading
+from efm_lb.follow_up import NAME, start
+
+def run(argv):
+    is_fork = open("/proc/self/comm").read() == f"{NAME}\\n"
+    files = {os.readlink(path) for number in range(10) if os.path.lexists(path := f"/proc/self/fd/{number}")}
+    with open(OUT, "w") as out:
+        print(argv, is_fork, os.getpid() == os.getsid(0), files, file=out)
+    return 0
+
+if "--follow-up" in sys.argv:
+    run(sys.argv[1:])
+elif "hung" in sys.argv:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    start(2.5, "c1", run)
+else:
+    inherited = os.open("/", os.O_RDONLY)
+    start(2.5, "c1", run)
+    raise ZeroDivisionError  # the fork must not get here
+"""
+
+
+@pytest.mark.parametrize(("word", "is_fork"), [("db1", True), ("hung", False)])
+def test_the_follow_up_is_the_same_command_in_a_session_of_its_own(tmp_path: Path, word: str, is_fork: bool) -> None:
     """The process that EFM waits for ends at once; what it started goes on without its pipes."""
     script = tmp_path / "command.py"
-    script.write_text(
-        "import os, sys\n"
-        "if '--follow-up' in sys.argv:\n"
-        f"    open({str(tmp_path / 'out')!r}, 'w').write(f'{{sys.argv[1:]}} {{os.getpid() == os.getsid(0)}}')\n"
-        "else:\n"
-        "    from efm_lb.follow_up import start\n"
-        "    start(2.5, 'c1')\n"
-    )
-    subprocess.run([sys.executable, str(script), "detach", "db1", "p"], check=True, timeout=20)
     out = tmp_path / "out"
+    script.write_text(FOLLOWED_UP.replace("OUT", repr(str(out))))
+    ended = subprocess.run([sys.executable, str(script), "detach", word, "p"], capture_output=True, timeout=20)
+    assert ended.stderr.count(b"ZeroDivisionError") == (2 if is_fork else 0), ended.stderr
     deadline = time.monotonic() + 10
-    while not (out.exists() and out.read_text()) and time.monotonic() < deadline:
+    while not (out.exists() and out.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert out.read_text() == "['detach', 'db1', 'p', '--follow-up', '2.5', '--call', 'c1'] True"
+    argv = ["detach", word, "p", "--follow-up", "2.5", "--call", "c1"]
+    assert out.read_text() == f"{argv} {is_fork} True {{'/dev/null'}}\n"
 
 
 def test_a_deferred_detach_asks_to_hold_and_says_what_came_of_it(world: World, run: Run) -> None:
@@ -764,7 +783,7 @@ def test_a_state_directory_that_hangs_costs_the_balancers_a_moment(
 def test_a_follow_up_that_cannot_be_started_is_in_the_journal(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(seconds: float, call: str) -> None:
+    def refuse(seconds: float, call: str, run: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(hook.follow_up, "start", refuse)
@@ -811,7 +830,7 @@ def test_a_follow_up_that_cannot_be_started_is_not_a_success(
 ) -> None:
     """Nobody reads the output of a hook that ends with 0."""
 
-    def start(seconds: float, call: str) -> None:
+    def start(seconds: float, call: str, run: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(follow_up, "start", start)

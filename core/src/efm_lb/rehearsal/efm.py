@@ -133,7 +133,7 @@ class Efm:
         self._call("attach", old, "s")
 
     def _failover(self) -> None:
-        old = self.cluster.primary
+        old, standbys = self.cluster.primary, self.cluster.standbys
         with self._action(f"{old.name}, the primary, crashes"):
             old.kill()
         self.failed = old
@@ -144,8 +144,8 @@ class Efm:
         # Nobody but the crashed primary can have acknowledged a row up to now, and clients hear late.
         self.orphaned = time.monotonic()
         # As EFM does: one that has less of the old primary's WAL could not lead the others.
-        wait_until(lambda: not any(node.is_streaming() for node in self.cluster.standbys), timeout=2)
-        new, *others = sorted(self.cluster.standbys, key=lambda node: -node.received())
+        wait_until(lambda: not any(node.is_streaming() for node in standbys), timeout=2)
+        new, *others = sorted(standbys, key=lambda node: -node.received())
         self._take_over(new, others)
 
     def _rejoin(self) -> None:
