@@ -16,6 +16,7 @@ from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
     from efm_lb.remote.balancer import Remote
+    from efm_lb.remote.client import Client
     from efm_lb.views import Finding
 
 __all__ = ["Answer", "Dispatcher"]
@@ -108,11 +109,14 @@ class Dispatcher:
         """The balancers, sorted."""
         return tuple(sorted(balancer.name for balancer in self._balancers))
 
-    def connect(self) -> None:
-        """Begin to connect to the balancers on other hosts: something is about to be asked of them."""
-        for way in self._ways.values():
+    def connect(self, clients: dict[str, Client]) -> None:
+        """Begin to connect to the balancers on other hosts: something is about to be asked of them.
+
+        :param clients: by balancer: ssh, under way to its host already; those that serve are removed
+        """
+        for name, way in self._ways.items():
             if not isinstance(way, _Adapter):
-                way.connect()
+                way.connect(clients.pop(name, None))
 
     def only(self, name: str) -> Dispatcher:
         """The same for one balancer alone; nothing is imported anew."""

@@ -1,9 +1,10 @@
-"""Logins at the databases, begun before the rest of the hook is imported.
+"""Logins at the databases, and connections to balancers' hosts, begun before the rest of the hook is imported.
 
-A login with a password takes as long as half of the hook's imports, and on another core, and so does libpq's own start:
-they come first. Nothing is asked yet. The truth is asked on these connections later, by `efm_lb.probe`, when the call
-is journalled and has the lock. Nothing here, nor what it imports, may import typing, enum or collections: they are most
-of what is saved.
+A login with a password takes as long as half of the hook's imports, and on another core, and so does libpq's own start;
+ssh takes several times as long as both. Nothing is asked yet: the truth is asked on these connections later, by
+`efm_lb.probe`, when the call is journalled and has the lock, and the balancers' hosts after that, by
+`efm_lb.remote.balancer`. Nothing here, nor what it imports, may import typing, enum or collections: they are most of
+what is saved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from efm_lb.remote.client import Client
 
 __all__ = ["HeadStart", "Login", "begin"]
 
@@ -85,10 +88,11 @@ class HeadStart:
 
     :ivar plan: the settings, as `efm_lb.compiled` keeps them
     :ivar logins: by host and port
+    :ivar clients: ssh, by the name of the balancer whose host it goes to
     :ivar started: by ``time.monotonic()``
     """
 
-    __slots__ = ("logins", "plan", "started")
+    __slots__ = ("clients", "logins", "plan", "started")
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
@@ -98,12 +102,28 @@ class HeadStart:
             (host, port): Login({**plan["probe"], "host": host, "port": str(port)}, deadline)
             for _, host, port, _ in plan["nodes"]
         }
+        self.clients = _clients(plan)
 
     def drop(self) -> None:
-        """Close all connections: what they would say may be out of date."""
+        """Close the logins: what they would say may be out of date."""
         for login in self.logins.values():
             login.drop()
         self.logins.clear()
+
+
+def _clients(plan: Mapping[str, Any]) -> dict[str, Client]:
+    elsewhere = [(name, timeout, host_ssh) for name, _, _, timeout, host_ssh in plan["balancers"] if host_ssh]
+    clients: dict[str, Client] = {}
+    if not elsewhere:
+        return clients
+    from efm_lb.remote.client import Client, Destination
+
+    for name, timeout, host_ssh in elsewhere:
+        try:
+            clients[name] = Client(Destination(host_ssh, timeout, plan["state_dir"], f"{plan['cluster']}.{name}"))
+        except OSError:  # `efm_lb.remote` tries again, and tells
+            break
+    return clients
 
 
 def begin(argv: Sequence[str], environ: Mapping[str, str]) -> HeadStart | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from efm_lb import follow_up, lock, signals
 from efm_lb import journal as journals
@@ -40,6 +40,7 @@ from efm_lb.truth import Node, Truth
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
     from efm_lb.head_start import HeadStart
+    from efm_lb.remote.client import Client
 
 __all__ = ["main", "run"]
 
@@ -49,6 +50,24 @@ POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
 FOLLOW_UP_POLL = 0.5
 """The same of a follow-up, for which nobody waits."""
+
+
+class _Cluster(NamedTuple):
+    """A cluster, and what a run has to reach it with.
+
+    :param clients: by balancer: ssh, under way to the balancer's host; whoever takes one removes it
+    """
+
+    configuration: Configuration
+    state: State
+    probe: Probe
+    clients: dict[str, Client]
+
+    def dispatcher(self, call: str = "") -> Dispatcher:
+        """One that begins to import the adapters, and is not connected yet."""
+        from efm_lb.dispatch import Dispatcher
+
+        return Dispatcher(self.configuration, call)
 
 
 def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
@@ -98,14 +117,18 @@ def run(arguments: Arguments, environ: Mapping[str, str], begun: HeadStart | Non
         )
     if stale:
         configuration = _left_of(configuration, time.monotonic() - started)
-    state = State(configuration.state_dir, configuration.cluster)
-    probe = Probe(configuration.probe, configuration.connect_timeout, begun)
+    cluster = _Cluster(
+        configuration,
+        State(configuration.state_dir, configuration.cluster),
+        Probe(configuration.probe, configuration.connect_timeout, begun),
+        begun.clients if begun else {},
+    )
     if arguments.dry_run:
-        report = _rehearse(_call(arguments, configuration), configuration, state, probe)
+        report = _rehearse(_call(arguments, configuration), cluster)
     elif arguments.follow_up is not None:
-        report = _follow_up(arguments, arguments.follow_up, configuration, state, probe)
+        report = _follow_up(arguments, arguments.follow_up, cluster)
     else:
-        report = _record(arguments, configuration, state, probe, PATIENCE * configuration.deadline)
+        report = _record(arguments, cluster, PATIENCE * configuration.deadline)
     return report._replace(notes=(*report.notes, *notes), seconds=time.monotonic() - started)
 
 
@@ -119,17 +142,16 @@ def _left_of(configuration: Configuration, spent: float) -> Configuration:
     return configuration._replace(deadline=left, connect_timeout=min(configuration.connect_timeout, most))
 
 
-def _follow_up(
-    arguments: Arguments, seconds: float, configuration: Configuration, state: State, probe: Probe
-) -> Report:
+def _follow_up(arguments: Arguments, seconds: float, cluster: _Cluster) -> Report:
     """Judge a deferred call again: after ``seconds``, and a detach when a new primary is seen as well.
 
     EFM's call for the new primary may come late or never; nobody waits for this process, so it can.
     """
+    configuration = cluster.configuration
     own = _call(arguments, configuration).node
     others = [node for node in configuration.nodes if node != own]
     if arguments.kind is Kind.DETACH:
-        _asked(probe, [own])  # a host that is silent has had its time-out when the promotion comes
+        _asked(cluster.probe, [own])  # a host that is silent has had its time-out when the promotion comes
 
     def is_promoted(until: float) -> bool:
         if arguments.kind is not Kind.DETACH:
@@ -138,21 +160,22 @@ def _follow_up(
             return False
         from efm_lb.watch import wait_for_primary
 
-        _dispatcher(configuration)  # imported by the time it is wanted
+        cluster.dispatcher()  # imported by the time it is wanted
         return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)
 
     def judge(patience: float) -> Report:
-        return _record(arguments, configuration, state, probe, patience)
+        return _record(arguments, cluster, patience)
 
     return follow_up.judge_until_done(seconds, judge, is_promoted)
 
 
-def _record(arguments: Arguments, configuration: Configuration, state: State, probe: Probe, patience: float) -> Report:
+def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
     """Act on a call, with the journal, the lock and the follow-up around it.
 
     :param patience: seconds that a node which is on its way may be waited for
     """
     began = time.monotonic()
+    configuration, state = cluster.configuration, cluster.state
     node = configuration.node(arguments.host)
     if node and not arguments.call:
         state.begin(node)
@@ -175,13 +198,13 @@ def _record(arguments: Arguments, configuration: Configuration, state: State, pr
     turn = _Turn(configuration, notes, call.origin)
     try:
         if not turn.take():
-            probe.start_over()
+            cluster.probe.start_over()
         overtaken = _overtaken(call, state)
         if overtaken:
             journal.record("decision", **journals.decided(overtaken, None))
             report = Report(str(call), EX_OK, overtaken)
         else:
-            report = _act(call, configuration, journal, state, turn, probe, patience)
+            report = _act(call, cluster, journal, turn, patience)
             if follow_up.is_carried_out(report):
                 state.note(call.node, name, wants_in)
     except BaseException as error:
@@ -273,18 +296,11 @@ class _Turn:
             self._held = None
 
 
-def _act(
-    call: Call,
-    configuration: Configuration,
-    journal: journals.Journal,
-    state: State,
-    turn: _Turn,
-    probe: Probe,
-    patience: float,
-) -> Report:
+def _act(call: Call, cluster: _Cluster, journal: journals.Journal, turn: _Turn, patience: float) -> Report:
+    configuration = cluster.configuration
     deadline = time.monotonic() + configuration.deadline
     waited = turn.waited
-    decision, truth, dispatcher = _settle(call, configuration, state, probe, deadline, patience, turn)
+    decision, truth, dispatcher = _settle(call, cluster, deadline, patience, turn)
     deadline += turn.waited - waited
     if call.origin is Origin.FOLLOW_UP:
         # Whatever the waiting took; but not longer than a call of EFM's may be kept waiting for the lock.
@@ -300,7 +316,7 @@ def _act(
         outcomes, notes = _sent(decision.event, dispatcher, deadline, alone) if decision.event else ((), ())
         return Report(str(call), _exit_code(decision, outcomes), decision, outcomes, notes=notes)
     finally:
-        state.remember(truth)  # it writes to a disk that may hang: the balancers come first
+        cluster.state.remember(truth)  # it writes to a disk that may hang: the balancers come first
 
 
 def _sent(
@@ -325,10 +341,11 @@ def _without(dispatcher: Dispatcher, alone: Sequence[Maintenance]) -> Dispatcher
     return dispatcher.among([name for name in dispatcher.names if name not in names])
 
 
-def _rehearse(call: Call, configuration: Configuration, state: State, probe: Probe) -> Report:
+def _rehearse(call: Call, cluster: _Cluster) -> Report:
     """What `_act` would do, done to nobody."""
+    configuration = cluster.configuration
     deadline = time.monotonic() + configuration.deadline
-    decision, _, dispatcher = _settle(call, configuration, state, probe, deadline, 0.0)
+    decision, _, dispatcher = _settle(call, cluster, deadline, 0.0)
     alone = in_force(configuration.state_dir, configuration.cluster)
     if decision.event is None:
         holders = _without(dispatcher, alone).holders(deadline) if decision.hold else ()
@@ -349,26 +366,21 @@ def _rehearse(call: Call, configuration: Configuration, state: State, probe: Pro
 
 
 def _settle(
-    call: Call,
-    configuration: Configuration,
-    state: State,
-    probe: Probe,
-    deadline: float,
-    patience: float,
-    turn: _Turn | None = None,
+    call: Call, cluster: _Cluster, deadline: float, patience: float, turn: _Turn | None = None
 ) -> tuple[Decision, Truth, Dispatcher]:
     """Ask the databases until they allow a decision, or ``patience``, in seconds, is over.
 
     :param turn: given up while a node is waited for: what other calls are about must not wait for it too. Without one,
         nothing is waited for
     """
+    configuration, state, probe = cluster.configuration, cluster.state, cluster.probe
     is_again = call.origin is Origin.FOLLOW_UP
     patient_until = time.monotonic() + patience
     answers = _asked(probe, configuration.nodes)
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
     # hosts of other balancers do.
-    dispatcher = _dispatcher(configuration, call.name)
-    dispatcher.connect()
+    dispatcher = cluster.dispatcher(call.name)
+    dispatcher.connect(cluster.clients)
     newest = state.timeline
     alone = [each.name for each in in_force(configuration.state_dir, configuration.cluster)]
     while True:
@@ -401,12 +413,6 @@ def _asked(probe: Probe, nodes: Sequence[Node]) -> Answers:
         return probe.ask(nodes)
     except LibpqNotFoundError as error:
         raise NotInstalledError(str(error)) from None
-
-
-def _dispatcher(configuration: Configuration, call: str = "") -> Dispatcher:
-    from efm_lb.dispatch import Dispatcher
-
-    return Dispatcher(configuration, call)
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:

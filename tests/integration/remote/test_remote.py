@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,21 @@ def test_the_host_key_is_not_known(estate: Estate) -> None:
 def test_a_slow_host_is_waited_for(estate: Estate) -> None:
     estate.sshd.force(f"sleep 1; exec {estate.forced()}")
     assert attach_standby(estate, EFM_LB_CONNECT_TIMEOUT=5).exit_code == 0
+
+
+def test_one_ssh_does_it(estate: Estate, tmp_path: Path) -> None:
+    """The one that was started before the settings were read."""
+    counting = tmp_path / "counting"
+    counting.mkdir()
+    (counting / "ssh").write_text(f'#!/bin/sh\necho >> {tmp_path}/started\nPATH={estate.sshd.path} exec ssh "$@"\n')
+    (counting / "ssh").chmod(0o755)
+    hook = estate.hook()
+    hook("attach", estate.cluster.nodes[2].name, "s")  # compiles the settings
+    counted = replace(hook, environment={"PATH": f"{counting}:{estate.sshd.path}"})
+    for words in (["detach"], ["attach"], ["attach", "--dry-run"]):
+        run = counted(words[0], estate.cluster.nodes[2].name, "s", *words[1:])
+        assert run.exit_code == 0, run.output
+    assert (tmp_path / "started").read_text() == "\n" * 3
 
 
 def test_a_host_that_is_too_slow_is_not_asked(estate: Estate) -> None:

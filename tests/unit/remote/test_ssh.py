@@ -8,8 +8,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from efm_lb.head_start import HeadStart
+from efm_lb.outcomes import PermanentError
 from efm_lb.rehearsal.waiting import wait_until
-from efm_lb.remote.ssh import Destination, Run
+from efm_lb.remote.client import Destination
+from efm_lb.remote.ssh import Run, start
 
 
 def options(destination: Destination, alone: bool = False) -> dict[str, str]:
@@ -40,6 +43,27 @@ def test_no_socket_where_others_could_put_theirs(tmp_path: Path, mode: int) -> N
     assert not Destination("pgb1", 2, str(tmp_path), "efm.pgb1").shared
 
 
+def test_ssh_is_started_before_the_hook_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "ssh"
+    fake.write_text("#!/bin/sh\nexec cat\n")
+    fake.chmod(0o755)
+    elsewhere = ("pgb1", "pgbouncer", {}, 2.0, "efm-lb@pgb1")
+    here = ("pool1", "pgpool", {}, 2.0, "")
+    settings = {"connect_timeout": 2.0, "probe": {}, "nodes": (), "cluster": "efm", "state_dir": str(tmp_path)}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert HeadStart({**settings, "balancers": (here,)}).clients == {}
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(PermanentError, match="ssh cannot be run"):
+        start(Destination("pgb1", 2, str(tmp_path), "efm.pgb1"))
+    assert HeadStart({**settings, "balancers": (here, elsewhere)}).clients == {}, "whoever needs it says so"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    clients = HeadStart({**settings, "balancers": (here, elsewhere)}).clients
+    assert list(clients) == ["pgb1"]
+    client = clients["pgb1"]
+    assert client.destination.argv() == Destination("efm-lb@pgb1", 2, str(tmp_path), "efm.pgb1").argv()
+    assert Run(client).ask(b"said\n", client.started + 10) == b"said\n"
+
+
 def test_what_was_ended_leaves_no_zombie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service asks a silent host every few seconds, for days."""
     fake = tmp_path / "ssh"
@@ -49,7 +73,7 @@ def test_what_was_ended_leaves_no_zombie(tmp_path: Path, monkeypatch: pytest.Mon
     destination = Destination("host", 1.0, str(tmp_path / "none"), "efm.pool1")
 
     def give_up() -> int:
-        run = Run(destination, alone=True)
+        run = start(destination, alone=True)
         run.give_up()
         return run._pid
 

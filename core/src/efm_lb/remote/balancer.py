@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from efm_lb.balancers import Balancer
 from efm_lb.events import Event
 from efm_lb.outcomes import PermanentError, Result, TemporaryError
-from efm_lb.remote.ssh import Destination, NotReady, Run
+from efm_lb.remote.client import Client, Destination
+from efm_lb.remote.ssh import NotReady, Run, start
 from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ class Remote:
             f"{configuration.cluster}.{balancer.name}",
         )
 
-    def connect(self) -> None:
-        """Begin to connect, so that the question finds efm-lb there waiting for it."""
+    def connect(self, client: Client | None = None) -> None:
+        """Begin to connect, so that the question finds efm-lb there waiting for it.
+
+        :param client: under way already
+        """
         try:
-            self._run = Run(self._destination)
+            self._run = Run(client) if client else start(self._destination)
         except PermanentError:
             self._run = None  # whoever asks is told
 
@@ -111,7 +115,7 @@ class Remote:
         A host that cannot be reached costs the connect time-out and a little, from when the connection was begun. One
         that is shared has half of it, and one of its own the other half.
         """
-        run, self._run = self._run or Run(self._destination), None
+        run, self._run = self._run or start(self._destination), None
         timeout = self._balancer.connect_timeout
         asked = time.monotonic()
         try:
@@ -122,7 +126,7 @@ class Remote:
             if not is_old or is_late:
                 raise
             # The connection is from before: its host may be silent, or have been started anew since.
-            alone = Run(self._destination, alone=True)
+            alone = start(self._destination, alone=True)
             return self._sent_by(alone, request, max(run.started + timeout, alone.started + timeout / 2), limit)
 
     def _sent_by(self, run: Run, request: Callable[[], bytes], ready_by: float, limit: float) -> bytes:
