@@ -81,14 +81,24 @@ def _run_on(argv: Sequence[str], run: Callable[[Sequence[str]], int]) -> NoRetur
     code = EX_SOFTWARE
     try:
         os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(null, number)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _close_files()
         _take_name()
         code = run(argv)
     finally:
         os._exit(code)
+
+
+def _close_files() -> None:
+    """Nothing is read, written or kept open for anybody any more."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    for name in os.listdir("/proc/self/fd"):  # the limit on them may be a thousand million
+        try:
+            if int(name) > 2:
+                os.close(int(name))
+        except OSError:  # the one by which they were listed
+            continue
 
 
 def _take_name() -> None:
