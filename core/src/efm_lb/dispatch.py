@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efm_lb.balancers import Balancer
@@ -172,11 +172,20 @@ class Dispatcher:
         return {name: answer for name, (answer, _) in answers}
 
     def views(self, nodes: tuple[Node, ...], deadline: float) -> dict[str, Answer]:
-        """What every balancer believes about ``nodes``, as an `efm_lb.View` per balancer."""
+        """What every balancer believes about ``nodes``, as an `efm_lb.View` per balancer, sorted by balancer."""
+        return {
+            name: view for views in self.arriving_views(nodes, deadline, float("inf")) for name, view in views.items()
+        }
+
+    def arriving_views(self, nodes: tuple[Node, ...], deadline: float, every: float) -> Iterator[Mapping[str, Answer]]:
+        """The same as they come: a balancer that is silent keeps nobody waiting who can do something for another.
+
+        :param every: seconds after which those are handed out that have come; all at once when none is late
+        """
         from efm_lb.views import View
 
-        answers = self._call("efm_lb_view", deadline, nodes=nodes)
-        return {name: self._typed(answer, View, name) for name, (answer, _) in answers}
+        for answers in self._arriving("efm_lb_view", deadline, every, None, {"nodes": nodes}):
+            yield {name: self._typed(answer, View, name) for name, (answer, _) in sorted(answers.items())}
 
     def findings(self, truth: Truth, log_in: Callable[[str, str], Truth], deadline: float) -> dict[str, Answer]:
         """What ``efm-lb check`` finds at every balancer, as a tuple of `Finding` per balancer."""
@@ -185,8 +194,20 @@ class Dispatcher:
 
     def _call(
         self, hook: str, deadline: float, collect: Callable[[Any], Any] | None = None, **arguments: object
-    ) -> Iterable[tuple[str, tuple[Answer, float]]]:
+    ) -> list[tuple[str, tuple[Answer, float]]]:
         """Call ``hook`` for all balancers at once; ``collect`` turns the return value into data, in the same guard."""
+        (answers,) = self._arriving(hook, deadline, float("inf"), collect, arguments)
+        return sorted(answers.items())
+
+    def _arriving(
+        self,
+        hook: str,
+        deadline: float,
+        every: float,
+        collect: Callable[[Any], Any] | None,
+        arguments: Mapping[str, object],
+    ) -> Iterator[dict[str, tuple[Answer, float]]]:
+        """What has come after ``every`` so many seconds, until all have answered or are late."""
         started = time.monotonic()
         answers: dict[str, tuple[Answer, float]] = {}
         threads = []
@@ -203,11 +224,19 @@ class Dispatcher:
             self._running[balancer.name] = thread
             thread.start()
             threads.append(thread)
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        done = dict(answers)
-        for balancer in sorted(self._balancers):
-            yield balancer.name, done.get(balancer.name) or (self._late(balancer), time.monotonic() - started)
+        missing = {balancer.name: balancer for balancer in self._balancers}
+        while missing:
+            until = min(deadline, time.monotonic() + every)
+            for thread in threads:
+                thread.join(max(0.0, until - time.monotonic()))
+            is_over = until == deadline or not any(thread.is_alive() for thread in threads)
+            come = {name: answers[name] for name in missing if name in answers}
+            if is_over:
+                seconds = time.monotonic() - started
+                come |= {name: (self._late(missing[name]), seconds) for name in missing.keys() - come.keys()}
+            missing = {name: balancer for name, balancer in missing.items() if name not in come}
+            if come:
+                yield come
 
     def _guarded(
         self,

@@ -559,7 +559,7 @@ def _dispatcher(configuration: Configuration, call: str = "") -> dispatch.Dispat
     dispatcher._balancers = configuration.balancers
     dispatcher._running = {}
     dispatcher._ways = {balancer.name: _Way(balancer.name) for balancer in configuration.balancers}
-    dispatcher.connect = lambda: None
+    dispatcher.connect = lambda clients: None
     result: dispatch.Dispatcher = dispatcher
     return result
 
@@ -668,7 +668,7 @@ def installed() -> Iterator[None]:
         (hook, "Probe", _Probe),
         (hook, "journals", _Journals),
         (hook, "in_force", lambda *_: ()),
-        (hook, "_dispatcher", _dispatcher),
+        (hook._Cluster, "dispatcher", lambda self, call="": _dispatcher(self.configuration, call)),
         (hook, "POLL", 0.2),
         (rounds, "Journal", _Journal),
         (rounds, "decided", _Journals.decided),

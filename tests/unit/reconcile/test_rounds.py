@@ -44,6 +44,7 @@ class World:
         self.view: View = view("Waa")
         self.answer = Outcome.changed("done")
         self.told: list[Event] = []
+        self.told_at: list[float] = []
         self.configuration = Configuration(
             "efm",
             NODES,
@@ -59,6 +60,11 @@ class World:
         self.journal = state_dir / "efm.journal"
         self.begin()
 
+    def take(self, event: Event) -> Outcome:
+        self.told.append(event)
+        self.told_at.append(time.monotonic())
+        return self.answer
+
     def begin(self) -> None:
         """Another process."""
         self.rounds = Rounds(self.configuration, self.databases)  # type: ignore[arg-type]
@@ -68,16 +74,42 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     module = ModuleType("fake_rounds_adapter")
 
-    def take(event: Event) -> Outcome:
-        made.told.append(event)
-        return made.answer
-
     for name in ("attach", "detach", "promote"):
-        setattr(module, f"efm_lb_{name}", hookimpl(specname=f"efm_lb_{name}")(lambda event: take(event)))
+        setattr(module, f"efm_lb_{name}", hookimpl(specname=f"efm_lb_{name}")(lambda event: made.take(event)))
     module.efm_lb_view = hookimpl(specname="efm_lb_view")(lambda nodes: made.view)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     made = World(tmp_path)
     return made
+
+
+@pytest.fixture
+def silent_one(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world, with another balancer that takes half a second to say what it believes."""
+    module = ModuleType("silent_rounds_adapter")
+
+    def look(balancer: Balancer) -> View:
+        time.sleep(0.5)
+        return world.view
+
+    def take(event: Event) -> Outcome:
+        return world.take(event)
+
+    module.efm_lb_view = hookimpl(specname="efm_lb_view")(look)  # type: ignore[attr-defined]
+    module.efm_lb_promote = hookimpl(specname="efm_lb_promote")(take)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    world.configuration = world.configuration._replace(
+        balancers=(*world.configuration.balancers, Balancer("pool2", "silent", {})),
+        adapters=(*world.configuration.adapters, AdapterSource("silent", module.__name__, "", "silent-dist", "1")),
+    )
+    world.begin()
+    return world
+
+
+def test_a_balancer_that_is_silent_keeps_no_other_waiting(silent_one: World) -> None:
+    began = time.monotonic()
+    done = silent_one.rounds.play(0.0)
+    assert list(done.outcomes) == ["pool1", "pool2"]
+    assert silent_one.told_at[0] - began < 0.5 <= silent_one.told_at[-1] - began
 
 
 def until(told: Callable[[], object], world: World, seconds: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from efm_lb import lock
@@ -30,6 +30,8 @@ _ORDER = (Promote, Detach, Attach)
 """Writes first, then what cannot serve, then what can."""
 _REFRESH = 0.5
 """Seconds that a node has to say once more what it said, before anything is done about it."""
+_SOON = 0.1
+"""Seconds that balancers which have answered are kept waiting by those that have not."""
 _AGAIN = 0.5
 """Seconds until the next look when a call of EFM's was in the way."""
 
@@ -70,13 +72,31 @@ class Rounds:
         self._complaints: list[str] = []
 
     def play(self, patience: float) -> Round:
-        """Play one round.
+        """Play one round: look at every balancer, and do what is to be done about those that have answered meanwhile.
 
         :param patience: seconds to wait for a call of EFM's that is at work
         """
+        until = time.monotonic() + patience
+        self._sight()  # the first one waits for the databases: what a balancer believes must not grow old meanwhile
+        parts = [self._part(views, max(0.0, until - time.monotonic())) for views in self._arriving_views()]
+        if not any(is_wanted for _, is_wanted in parts):
+            self._locked_since = float("inf")
+        self._keep()
+        rounds = [part for part, _ in parts]
+        return Round(
+            tuple(dict.fromkeys(line for part in rounds for line in part.lines)),
+            {name: outcome for part in rounds for name, outcome in part.outcomes.items()},
+            all(part.is_right for part in rounds),
+            min(part.next_look for part in rounds),
+        )
+
+    def _part(self, views: Mapping[str, Answer], patience: float) -> tuple[Round, bool]:
+        """Do what is to be done about some balancers.
+
+        :return: what came of it, and whether there was anything to be done
+        """
         in_maintenance = [each.name for each in in_force(self._configuration.state_dir, self._configuration.cluster)]
         sight = self._sight()
-        views = self._views()
         now = time.monotonic()
         verdicts = {
             name: self._restraint.judge(name, sight, _view(answer), now, in_maintenance)
@@ -86,9 +106,7 @@ class Rounds:
         wanted = {name: verdict.events for name, verdict in verdicts.items() if verdict.events}
         done: dict[str, list[tuple[Event, Outcome]]] = {}
         lines: list[str] = []
-        if not wanted:
-            self._locked_since = float("inf")
-        else:
+        if wanted:
             held, lines = self._turn(patience)
             try:
                 if held is None or not self._is_still(sight, wanted):
@@ -112,8 +130,7 @@ class Rounds:
         lines += [*self._complaints, *_unsolved(sight, views, verdicts, outcomes)]
         self._complaints.clear()
         is_right = _is_right(sight, views, verdicts, outcomes)
-        self._keep()
-        return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf")))
+        return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf"))), bool(wanted)
 
     def _recall(self) -> None:
         """Go on where the last process has ended."""
@@ -161,9 +178,9 @@ class Rounds:
         self._state.remember(sight.truth)
         return sight
 
-    def _views(self) -> dict[str, Answer]:
+    def _arriving_views(self) -> Iterator[Mapping[str, Answer]]:
         deadline = time.monotonic() + min(self._configuration.connect_timeout + 1, self._configuration.deadline)
-        return self._dispatcher.views(self._configuration.nodes, deadline)
+        return self._dispatcher.arriving_views(self._configuration.nodes, deadline, _SOON)
 
     def _send(self, wanted: Mapping[str, Sequence[Event]], truth: Truth) -> dict[str, list[tuple[Event, Outcome]]]:
         """Send each event to all balancers that need it at once; what fails at a balancer is the last one for it."""
