@@ -85,8 +85,7 @@ class World:
         self.waiting: dict[str, list[Task]] = {}
         self.free = Signal()
         self.marks: dict[str, Task] = {}
-        self.guards: dict[int, list[int]] = {}
-        self.ended_guards: set[int] = set()
+        self.guards = 0
         self.notes: dict[str, str] = {}
         self.calls: list[Task] = []
 
@@ -580,40 +579,59 @@ def _is_reloading(pid: int) -> bool:
     return model.reloading is not None and model.pid == pid
 
 
-def _guard(consoles: Any, names: Any, hold: float, mark: str, limit: float) -> int:
-    """The process that lets clients go: its own code."""
+class _Guard:
+    """The process that lets clients go, and the pipe to it, which ends with the hook at the latest."""
+
+    def __init__(self, hook: Task) -> None:
+        _world.guards += 1
+        self.pid = 1000 + _world.guards
+        self._hook = hook
+        self._said: bytes | None = None
+        self._told = Signal()
+        self.process: Task | None = None
+
+    def tell_done(self) -> bool:
+        self._say(efm_lb_pgbouncer.guard._DONE)
+        return bool(self.process and not self.process.done)
+
+    def leave(self) -> None:
+        self._say(b"")
+
+    def _say(self, said: bytes) -> None:
+        if self._said is None:
+            self._said = said
+            _world.simulation.notify(self._told)
+
+    def hear(self, seconds: float | None) -> bytes | None:
+        simulation = _world.simulation
+        until = float("inf") if seconds is None else simulation.now + seconds
+        while self._said is None and not self._hook.done and simulation.now < until:
+            simulation.wait(until, self._told, self._hook.ended)
+        return b"" if self._said is None and self._hook.done else self._said
+
+
+def _start_guard(consoles: Any, names: Any, hold: float, mark: str, limit: float) -> _Guard:
+    """Its own code, but for the start."""
     simulation = _world.simulation
-    guard = efm_lb_pgbouncer.guard
+    code = efm_lb_pgbouncer.guard
     task = simulation.current
     assert task
-    told: list[int] = []
-    pid = 1000 + len(_world.guards)
-    _world.guards[pid] = told
-    watched = [guard._Watched(console, names) for console in consoles]
+    guard = _Guard(task.process)
+    watched = [code._Watched(console, names) for console in consoles]
     until = simulation.now + hold
     try:
         for each in watched:
             each.look(until)
     except TemporaryError as error:
-        raise guard.NotGuarded(str(error)) from None
+        raise code.NotGuarded(str(error)) from None
 
     def work() -> None:
-        free = guard._are_over(watched, until, told) or guard._let_go(watched)
-        if free and _world.marks.get(mark) is me:
+        if code._watch_over(watched, guard.hear, until, []) and _world.marks.get(mark) is guard.process:
             del _world.marks[mark]
-        _world.ended_guards.add(pid)
 
-    me = simulation.spawn(work, f"{task.host.name} guard {pid}", host=task.host)
-    _world.marks[mark] = me
-    return pid
-
-
-def _has_ended(pid: int) -> bool:
-    return pid in _world.ended_guards
-
-
-def _kill(pid: int, number: int) -> None:
-    _world.guards[pid].append(number)
+    guard.process = simulation.spawn(work, f"{task.host.name} guard {guard.pid}", host=task.host)
+    _world.marks[mark] = guard.process
+    return guard
 
 
 def _is_abandoned(path: str) -> bool:
@@ -691,10 +709,8 @@ def installed() -> Iterator[None]:
         (efm_lb_haproxy.validate, "validate", lambda *_: ""),
         (efm_lb_pgbouncer.drive, "replace_file", _replace_file),
         (efm_lb_pgbouncer.drive, "getpid", lambda: _world.simulation.current.process.pid),  # type: ignore[union-attr]
-        (efm_lb_pgbouncer.guard, "start", _guard),
-        (efm_lb_pgbouncer.hold, "start", _guard),
-        (efm_lb_pgbouncer.hold, "has_ended", _has_ended),
-        (efm_lb_pgbouncer.hold, "kill", _kill),
+        (efm_lb_pgbouncer.guard, "start", _start_guard),
+        (efm_lb_pgbouncer.hold, "start", _start_guard),
         (Node, "is_at", cached(Node.is_at)),
         (pooler, "read_file", _read_file),
         (pooler, "parse", cached(pooler.parse)),

@@ -511,17 +511,24 @@ def _end_leftovers(session: Session, pooler: Pooler, wanted: Targets, limit: flo
     if not names:
         return
     told.begun = True
+    guard = None
     if session.connection.is_local:
         from efm_lb_pgbouncer.guard import start
 
         # KILL pauses too: were this process killed before its RESUME, nobody would be served.
-        start([session.console], names, _GUARD, pooler.mark, limit)
-    if not told.lifted:
-        # A login that is under way between KILL and RESUME is broken off, which counts as one that failed.
-        _lift(session, told, limit)
-    for name in names:
-        _tell(session, f"KILL {quoted(name)}", limit)
-        _resume(session, name, limit)
+        guard = start([session.console], names, _GUARD, pooler.mark, limit)
+    try:
+        if not told.lifted:
+            # A login that is under way between KILL and RESUME is broken off, which counts as one that failed.
+            _lift(session, told, limit)
+        for name in names:
+            _tell(session, f"KILL {quoted(name)}", limit)
+            _resume(session, name, limit)
+        if guard:
+            guard.tell_done()
+    finally:
+        if guard:
+            guard.leave()
     hosts = ", ".join(sorted({f"{server.host}:{server.port}" for server in left}))
     told.add(f"KILL {', '.join(names)} ({len(left)} sessions were left on {hosts})")
 

@@ -1,9 +1,14 @@
 """The dead man's hand: a process of its own that lets held clients go when nobody else has.
 
 PgBouncer keeps a database paused when the process that paused it dies. So this process is there, and logged in, before
-the first PAUSE. It ends as soon as it has seen each database paused and then none paused any more; after HOLD seconds,
-or when it is told to end, it RESUMEs what is still paused. It runs on PgBouncer's own host, in a session of its own:
-it outlives the hook and EFM's agent, and a host that dies takes PgBouncer with it.
+the first PAUSE. It runs on PgBouncer's own host, in a session of its own: it outlives the hook and EFM's agent, and a
+host that dies takes PgBouncer with it.
+
+Its standard input is a pipe, the lifeline, which nobody but the hook can write to. As long as that is open and silent
+the hook may still pause something, so what is or is not paused tells nothing yet. The hook says when its last PAUSE is
+answered; from then on this process ends as soon as none is paused any more. A lifeline that ends without that word is
+that of a hook which has given up or was killed: what is paused is RESUMEd at once, as it is after HOLD seconds, or when
+this process is told to end. It does not end before the hook has said its word or is gone.
 
 SIGKILL ends it like any process. What it leaves then is its mark (`efm_lb_pgbouncer.mark`), without a lock: the next
 event lets go.
@@ -17,37 +22,60 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
 
 from efm_lb import PermanentError, TemporaryError
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Interrupted, Refused, Session, quoted
 
-__all__ = ["NotGuarded", "has_ended", "main", "start"]
+__all__ = ["Guard", "NotGuarded", "main", "start"]
 
 _POLL = 0.1
 """Seconds between two looks."""
-_FIRST_POLL = 0.02
-"""Seconds between two looks until they were seen paused: less than any promotion takes."""
 _NO_WAIT = 0.001
 """Seconds; a server_login_retry up to that holds nobody up."""
 _LAST_TRIES = 60.0
-"""Seconds that it goes on trying after HOLD, while PgBouncer does not answer."""
+"""Seconds that it goes on trying to let go, while PgBouncer does not answer."""
+_DONE = b"d"
+"""The hook's word."""
 
 
 class NotGuarded(TemporaryError):
     """The process is not there: nothing may be paused."""
 
 
-def start(consoles: Sequence[Console], names: Sequence[str], hold: float, mark: str, limit: float) -> int:
+class Guard:
+    """The process, for whoever has started it.
+
+    :ivar pid: its process id
+    """
+
+    def __init__(self, pid: int, lifeline: int) -> None:
+        self.pid = pid
+        self._lifeline = lifeline
+
+    def tell_done(self) -> bool:
+        """Tell it that nothing more is going to be paused; whether it is there to hear that."""
+        try:
+            os.write(self._lifeline, _DONE)
+        except BrokenPipeError:
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Leave it to itself. Unless it was told before that nothing more is going to be paused, it lets go at once."""
+        os.close(self._lifeline)
+
+
+def start(consoles: Sequence[Console], names: Sequence[str], hold: float, mark: str, limit: float) -> Guard:
     """Start the process and wait until it is logged in everywhere.
 
     :param names: the databases that it lets go
     :param hold: seconds after which it does so
     :param mark: the path of the mark that it makes
     :param limit: when it must be ready, by ``time.monotonic()``
-    :return: its process id
+    :return: the process, which must be left to itself in the end
     :raises NotGuarded: it is not ready in time, or cannot be started
     """
     console = consoles[0]
@@ -56,34 +84,34 @@ def start(consoles: Sequence[Console], names: Sequence[str], hold: float, mark: 
         *(f"{hold:g}", f"{console.connect_timeout:g}", console.passfile, ",".join(names), mark),
         *(each.conninfo for each in consoles),
     ]
-    reading, writing = os.pipe()
-    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 2)]
+    pipes: list[int] = []
     try:
-        try:
-            actions = [*null, (os.POSIX_SPAWN_DUP2, writing, 1)]
-            pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setsid=True)
-        except OSError as error:
-            raise NotGuarded(f"no process could be started to let clients go: {error.strerror}") from None
-        finally:
-            os.close(writing)
-        ready = select.poll()
-        ready.register(reading, select.POLLIN)
-        left = limit - monotonic()
-        said = os.read(reading, 500) if left > 0 and ready.poll(left * 1000) else b""
-    finally:
-        os.close(reading)
+        pipes += os.pipe()
+        pipes += os.pipe()
+        listening, lifeline, reading, writing = pipes
+        actions = [
+            (os.POSIX_SPAWN_DUP2, listening, 0),
+            (os.POSIX_SPAWN_DUP2, writing, 1),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0),
+        ]
+        pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setsid=True)
+    except OSError as error:
+        for each in pipes:
+            os.close(each)
+        raise NotGuarded(f"no process could be started to let clients go: {error.strerror}") from None
+    os.close(listening)
+    os.close(writing)
+    ready = select.poll()
+    ready.register(reading, select.POLLIN)
+    left = limit - monotonic()
+    said = os.read(reading, 500) if left > 0 and ready.poll(left * 1000) else b""
+    os.close(reading)
+    guard = Guard(pid, lifeline)
     if said != b"ready\n":
+        guard.leave()
         why = said.decode("utf-8", "replace").strip() or "it did not begin in time"
         raise NotGuarded(f"the process that lets clients go is not there: {why}")
-    return pid
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the process that `start` has started in this process is there no more."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+    return guard
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         os.write(1, f"{error}\n".encode())
         return 1
     lock = make(mark)
-    free = not _is_awaited() or _are_over(watched, until, told) or _let_go(watched)
+    free = not _is_awaited() or _watch_over(watched, _hear, until, told)
     if free and lock is not None:
         os.close(lock)
         remove(mark)
@@ -126,17 +154,46 @@ def _is_awaited() -> bool:
     return True
 
 
-def _are_over(watched: Sequence[_Watched], until: float, told: Sequence[int]) -> bool:
-    """Wait until somebody has let go of all.
+def _hear(seconds: float | None) -> bytes | None:
+    """What the lifeline brings within ``seconds``: the hook's word, or nothing at its end; None while it is silent."""
+    lifeline = select.poll()
+    lifeline.register(0, select.POLLIN)
+    return os.read(0, 1) if lifeline.poll(None if seconds is None else seconds * 1000) else None
 
+
+def _watch_over(
+    watched: Sequence[_Watched],
+    hear: Callable[[float | None], bytes | None],
+    until: float,
+    told: Sequence[int],
+) -> bool:
+    """Wait until somebody has let go of all, or let go.
+
+    :param hear: `_hear`
+    :param until: when to let go at the latest, by ``time.monotonic()``
     :param told: no longer empty when nothing is to be waited for any more
-    :return: False when nobody has
+    :return: whether none is paused any more
     """
+    heard = None
+    while heard is None and not told and monotonic() < until:
+        heard = hear(_POLL)
+    if heard == _DONE and _are_over(watched, until, told):
+        return True
+    while True:
+        free = _let_go(watched)
+        if heard is not None:
+            return free
+        # A hook that stands still may go on, and pause.
+        heard = hear(None)
+
+
+def _are_over(watched: Sequence[_Watched], until: float, told: Sequence[int]) -> bool:
+    """Wait until somebody has let go of all; False when nobody has."""
     while not told and monotonic() < until:
-        sleep(_POLL if all(each.seen for each in watched) else _FIRST_POLL)
-        over = [each.is_over(until) for each in watched]
-        if all(over):
+        free = [each.is_free(until) for each in watched]
+        if all(free):
             return True
+        sleep(_POLL)
     return False
 
 
@@ -160,12 +217,6 @@ class _Watched:
         self._names = names
         self._session: Session | None = None
         self._login_retry = ""
-        self._awaited = set(names)
-
-    @property
-    def seen(self) -> bool:
-        """Whether each was seen paused: they are paused one after the other, and each PAUSE may take its time."""
-        return not self._awaited
 
     def look(self, limit: float) -> list[str]:
         """Which of the databases are paused."""
@@ -180,14 +231,12 @@ class _Watched:
             raise
         return [name for name in self._names if name in databases and databases[name].paused]
 
-    def is_over(self, limit: float) -> bool:
-        """Whether each was paused and none is any more."""
+    def is_free(self, limit: float) -> bool:
+        """Whether none is paused."""
         try:
-            paused = self.look(limit)
+            return not self.look(limit)
         except Exception:  # this process is the last that lets anybody go: nothing but success may end it
             return False
-        self._awaited.difference_update(paused)
-        return self.seen and not paused
 
     def let_go(self, limit: float) -> bool:
         """RESUME what is paused; whether nothing is any more."""

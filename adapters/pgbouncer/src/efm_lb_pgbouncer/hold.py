@@ -6,15 +6,13 @@ transactions that run have ended. It has no time-out of its own, and it outlives
 
 from __future__ import annotations
 
-from _signal import SIGTERM  # type: ignore[import-not-found]
 from functools import partial
-from os import kill
 from time import monotonic
 
 from efm_lb import Detach, Outcome, PermanentError, Role, TemporaryError
 from efm_lb_pgbouncer.console import Database, Interrupted, Refused, Session, quoted
 from efm_lb_pgbouncer.drive import in_parallel
-from efm_lb_pgbouncer.guard import has_ended, start
+from efm_lb_pgbouncer.guard import start
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at
 
@@ -43,21 +41,19 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         why, names = _holdable(event, pooler, sessions, limit)
         if why or not names:
             return (Outcome.unchanged if "already" in why else Outcome.deferred)(why or "no write entry leads there")
-        pid = start(pooler.consoles, names, pooler.hold, pooler.mark, limit)
+        guard = start(pooler.consoles, names, pooler.hold, pooler.mark, limit)
         try:
             _pause(event, sessions, names, limit)
-        except (TemporaryError, PermanentError):
-            # It lets go as well, and then watches no longer: a PAUSE that comes after this is somebody else's.
-            kill(pid, SIGTERM)
-            raise
-        if has_ended(pid):
-            # Another host's PAUSEs and RESUMEs, between these ones, looked to it like the end of these ones.
-            _resume(sessions, names)
-            raise TemporaryError(f"not held: somebody else has let the clients of {', '.join(names)} go meanwhile")
+            if not guard.tell_done():
+                failed = _resume(sessions, names, "the next call or reconcile does it")
+                raise TemporaryError("; ".join(["not held: the process that lets clients go was killed", *failed]))
+        finally:
+            # When it was not told that all is done, it lets go as well.
+            guard.leave()
     finally:
         for session in sessions:
             session.close()
-    return Outcome.changed(f"{', '.join(names)} held for at most {pooler.hold:g} s (process {pid} lets go)")
+    return Outcome.changed(f"{', '.join(names)} held for at most {pooler.hold:g} s (process {guard.pid} lets go)")
 
 
 def _holdable(event: Detach, pooler: Pooler, sessions: list[Session], limit: float) -> tuple[str, list[str]]:
@@ -86,23 +82,24 @@ def _pause(event: Detach, sessions: list[Session], names: list[str], limit: floa
     problems = in_parallel([partial(_pause_at, event, session, names, limit) for session in sessions])
     failed = [str(problem) for problem in problems if isinstance(problem, Exception)]
     if failed:
-        raise TemporaryError("; ".join([*failed, *_resume(sessions, names)]))
+        raise TemporaryError("; ".join([*failed, *_resume(sessions, names, "it will be, in time")]))
 
 
-def _resume(sessions: list[Session], names: list[str]) -> list[str]:
-    """RESUME everywhere; where that could not be told."""
+def _resume(sessions: list[Session], names: list[str], otherwise: str) -> list[str]:
+    """RESUME everywhere; where that could not be told, and what becomes of it ``otherwise``."""
     failed = []
     for session in sessions:
         # A session that waits for PAUSE hears nothing else: RESUME needs another one.
         try:
             other = session.console.session(monotonic() + session.console.connect_timeout)
             try:
-                for name in names:
-                    _let_go(other, name)
+                is_told = all([_let_go(other, name) for name in names])
             finally:
                 other.close()
         except (TemporaryError, PermanentError):
-            failed.append(f"{session.console} could not be told to RESUME: it will be, in time")
+            is_told = False
+        if not is_told:
+            failed.append(f"{session.console} could not be told to RESUME: {otherwise}")
     return failed
 
 
@@ -133,8 +130,9 @@ def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -
     return []
 
 
-def _let_go(session: Session, name: str) -> None:
+def _let_go(session: Session, name: str) -> bool:
     try:
         session.command(f"RESUME {quoted(name)}", monotonic() + session.console.connect_timeout)
-    except Refused:
-        return
+    except Refused as refusal:
+        return "not paused" in str(refusal)  # somebody else has done it
+    return True
