@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import random
 import re
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
 
+from efm_lb.rehearsal.pgbouncer import WRITE
+from efm_lb.rehearsal.waiting import wait_until
 from faults.kill.calls import CALLS, Call, Moment
-from faults.kill.stand import Point, Stand, Step, open_stand
-from faults.kill.strike import strike
+from faults.kill.stand import CONSOLE, Killed, Point, Stand, Step, open_stand
+from faults.kill.strike import judged, strike
 
 pytestmark = pytest.mark.fault("efm-lb killed at a step")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
@@ -132,6 +136,35 @@ def test_killed_at_some_steps(stand: Stand, tried: Callable[[int], None]) -> Non
     for moment in Moment:
         chosen += chance.sample([each for each in campaign.points if each[0].moment is moment], SAMPLED)
     kill(campaign, chosen, tried)
+
+
+def test_killed_after_another_host_has_paused_and_let_go(stand: Stand, tried: Callable[[int], None]) -> None:
+    """To the process that lets clients go, that must not have been the end of a hold which is only about to begin."""
+    tried(1)
+    call, seen = CALLS[0], []
+
+    def pause_and_let_go() -> None:
+        assert wait_until(stand.is_guarded, 10)
+        for statement in ("PAUSE", "RESUME"):
+            stand.pgbouncer.console(f"{statement} {WRITE}")
+            time.sleep(0.2)
+        seen.append(stand.is_guarded())
+
+    def make() -> Killed:
+        other = threading.Thread(target=pause_and_let_go)
+        other.start()
+        try:
+            # The hook hears of the process that it has started when the other host is done.
+            point = Point(Step(f"send {CONSOLE}: PAUSE", 1, ""), "after")
+            hold = {"EFM_LB_BALANCERS__PGB1__HOLD": "20"}
+            return stand.traced(*call.words(stand), kill=point, slow={"start a process": 3.0}, settings=hold)
+        finally:
+            other.join()
+
+    result = judged(stand, call, make)
+    assert seen == [True]
+    assert result.killed.reached
+    assert result.wrong == ()
 
 
 @pytest.mark.long

@@ -34,7 +34,7 @@ from efm_lb.truth import Truth
 from efm_lb_pgbouncer.mark import is_abandoned
 from integration.real import follow_ups, nodes_of
 
-__all__ = ["HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
+__all__ = ["CONSOLE", "HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
 
 HOLD = 2.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
@@ -145,11 +145,13 @@ class Stand:
         kill: Point | None = None,
         of: str = "",
         slow: Mapping[str, float] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> Killed:
         """Run it, and kill it at a point, or make some of its steps slow.
 
         :param of: the point is one of a process that it starts, with this word in its command line
         :param slow: seconds, by what the names of the steps begin with
+        :param settings: of this run alone, in its environment
         """
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "steps"
@@ -167,7 +169,8 @@ class Stand:
                 done = subprocess.run(
                     [sys.executable, "-I", str(_TRACER), str(log), *options, "--", *EFM_LB, *words,
                      f"--env-file={self.env_file}"],
-                    stdin=into, stdout=out, stderr=out, cwd="/", env=dict(BARE_ENVIRONMENT), timeout=90, check=False,
+                    stdin=into, stdout=out, stderr=out, cwd="/", env={**BARE_ENVIRONMENT, **(settings or {})},
+                    timeout=90, check=False,
                 )  # fmt: skip
             said = [json.loads(line) for line in log.read_text().splitlines()]
             steps = tuple(Step(each["step"], each["nth"], each["words"]) for each in said if "step" in each)

@@ -36,6 +36,15 @@ def guards(pgbouncer):
     return found
 
 
+def links(pid):
+    """What a process has open."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of this directory
+            found.append(os.readlink(descriptor))
+    return found
+
+
 @pytest.fixture(autouse=True)
 def no_guard_is_left(pgbouncer):
     yield
@@ -251,11 +260,18 @@ asked = Connection.query
 def query(self, statement, deadline):
     if moment == "before PAUSE" and "PAUSE" in statement:
         os.kill(os.getpid(), signal.SIGKILL)
+    if moment == "after another host's PAUSE and RESUME" and "PAUSE" in statement:
+        for other in (statement, statement.replace("PAUSE", "RESUME")):
+            asked(self, other, deadline)
+            time.sleep(0.5)
+    if moment == "after it stood still for HOLD" and "PAUSE" in statement:
+        time.sleep(settings["hold"] + 1)
+        deadline = time.monotonic() + 5
     if moment == "in PAUSE" and "PAUSE" in statement:
         import threading
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
     reply = asked(self, statement, deadline)
-    if moment == "after PAUSE" and "PAUSE" in statement:
+    if moment.startswith("after") and "PAUSE" in statement:
         os.kill(os.getpid(), signal.SIGKILL)
     return reply
 Connection.query = query
@@ -268,26 +284,43 @@ if moment == "when it has ended":
 """
 
 
-@pytest.mark.parametrize("moment", ["before PAUSE", "in PAUSE", "after PAUSE", "when it has ended"])
-def test_the_hook_is_killed(brief, pgbouncer, moment):
-    """SIGKILL at each step: clients are let go within HOLD, by a process that is not the hook's."""
+def killed(manager, moment):
     import marshal
 
-    given = marshal.dumps((brief.balancer.settings, [tuple(node) for node in brief.nodes], moment))
+    given = marshal.dumps((manager.balancer.settings, [tuple(node) for node in manager.nodes], moment))
+    done = subprocess.run([sys.executable, "-c", KILLED], input=given, timeout=20, check=False, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("moment", ["before PAUSE", "in PAUSE", "after PAUSE", "after another host's PAUSE and RESUME"])
+def test_the_hook_is_killed(manage, pgbouncer, moment):
+    """SIGKILL at each step before all is paused: clients are let go at once, by a process that is not the hook's."""
     with sql.Session(pgbouncer.host, pgbouncer.port, dbname=WRITE) as session:
         if moment == "in PAUSE":
             session.execute("begin")
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED], input=given, timeout=20, check=False, start_new_session=True
-        )
-        assert done.returncode == -signal.SIGKILL
-        assert bool(pgbouncer.paused()) == (moment != "before PAUSE")
-        assert len(guards(pgbouncer)) == 1
+        killed(manage(pgbouncer, hold=60), moment)
+        assert wait_until(lambda: not guards(pgbouncer), 5)
+        assert pgbouncer.paused() == []
         if moment == "in PAUSE":
             session.execute("commit")
-        assert wait_until(lambda: not pgbouncer.paused(), 5)
-        assert time.monotonic() - started < 4
+    assert pgbouncer.query("select 1 as one") == [{"one": "1"}]
+    assert marks(pgbouncer) == []
+
+
+def test_the_hook_is_killed_after_it_stood_still(manage, pgbouncer):
+    """HOLD is over by then, and its PAUSE comes all the same."""
+    killed(manage(pgbouncer, hold=1), "after it stood still for HOLD")
+    assert wait_until(lambda: not guards(pgbouncer), 5)
+    assert pgbouncer.paused() == []
+
+
+def test_the_hook_is_killed_when_all_is_paused(brief, pgbouncer):
+    started = time.monotonic()
+    killed(brief, "when it has ended")
+    assert pgbouncer.paused() == [WRITE]
+    assert len(guards(pgbouncer)) == 1
+    assert wait_until(lambda: not pgbouncer.paused(), 5)
+    assert time.monotonic() - started < 4
     assert pgbouncer.query("select 1 as one") == [{"one": "1"}]
     assert wait_until(lambda: not guards(pgbouncer), 3)
 
@@ -411,8 +444,12 @@ def test_the_guard_outlives_the_session_of_the_hook(manager, pgbouncer):
     assert manager.hold().result is Result.CHANGED
     (guard,) = guards(pgbouncer)
     assert os.getsid(guard) == guard
-    assert {os.readlink(f"/proc/{guard}/fd/{number}") for number in (0, 2)} == {"/dev/null"}
-    assert not os.path.exists(f"/proc/{guard}/fd/1"), "it holds no pipe of EFM open"
+    lifeline = os.readlink(f"/proc/{guard}/fd/0")
+    assert lifeline.startswith("pipe:")
+    assert links(guard).count(lifeline) == 1, "it could not hear that the hook is gone"
+    assert lifeline not in links("self"), "it holds no pipe of EFM open, and the hook none to it"
+    assert not os.path.exists(f"/proc/{guard}/fd/1")
+    assert os.readlink(f"/proc/{guard}/fd/2") == "/dev/null"
 
 
 def test_a_pgbouncer_that_restarts_is_not_paused_any_more(brief, pgbouncer):

@@ -66,7 +66,7 @@ def send(fake, event, seconds=5.0, **settings):
 
 def hold(fake, seconds=5.0, **settings):
     event = Detach(NODES[0], truth("Pss"))
-    return adapter.efm_lb_hold(event, balancer(fake, hold=1, **settings), time.monotonic() + seconds)
+    return adapter.efm_lb_hold(event, balancer(fake, **{"hold": 1, **settings}), time.monotonic() + seconds)
 
 
 def moved(fake):
@@ -186,8 +186,9 @@ def test_a_connection_that_breaks_in_the_middle(fake, command, act):
     fake.instead[command] = [act]
     assert send(fake, PROMOTE).result is Result.CHANGED
     assert moved(fake)
-    assert fake.retry == RETRY
     assert fake.paused == set()
+    # What lets clients go after a KILL that broke may lift it as well, and puts it back.
+    assert wait_until(lambda: fake.retry == RETRY, 5)
 
 
 @pytest.mark.parametrize("command", ["RELOAD", pytest.param(SET, id="SET"), "SHOW SERVERS", "SHOW POOLS"])
@@ -442,14 +443,6 @@ def test_an_old_file_that_is_put_back_while_logins_come_again_is_not_loaded(fake
     assert fake.retry == RETRY
 
 
-def test_who_lets_clients_go_waits_for_a_pause_that_takes_its_time(fake):
-    """Another host's promote lets go of the first entry while the second one is about to be paused."""
-    watched = guard._Watched(Console(fake.admin, "", 0.5), ["app", "app_ro"])
-    for paused, is_over in (({"app"}, False), (set(), False), ({"app_ro"}, False), (set(), True)):
-        fake.paused = paused
-        assert watched.is_over(time.monotonic() + 5) is is_over
-
-
 def test_a_hold_of_which_another_host_has_let_go_half_is_none(fake, config):
     config.write_text(ENTRIES + "edb = host=10.0.0.1 port=5444\n")
     fake.load()
@@ -611,19 +604,91 @@ class TestHold:
             hold(fake)
         assert fake.paused == set()
 
-    def test_nobody_is_held_when_the_other_process_has_ended(self, fake, monkeypatch):
-        """Another host has paused and let go between this one's PAUSEs: to it that was the end of the hold."""
+    def test_it_is_watched_over_while_another_host_pauses_and_lets_go(self, fake):
+        """Between the PAUSEs of a hook it looks as if all were over."""
+        left = []
 
-        def start(*_):
-            pid = os.posix_spawn("/bin/true", ["true"], {})
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            return pid
+        def pause(fake, connection, answer):
+            for paused in ({"app"}, set()):
+                fake.paused = paused
+                time.sleep(0.3)
+            left.append(len(guards(fake)))
+            fake.paused = {"app"}
+            connection.sendall(answer.encoded())
 
-        monkeypatch.setattr("efm_lb_pgbouncer.hold.start", start)
-        with pytest.raises(TemporaryError, match="not held: somebody else has let the clients of app go meanwhile"):
+        fake.instead['PAUSE "app"'] = [pause]
+        assert hold(fake, hold=4).result is Result.CHANGED
+        assert left == [1]
+        assert fake.paused == {"app"}
+        assert released(fake, 8)
+
+    @pytest.mark.parametrize("is_reached", [True, False])
+    def test_nobody_is_held_when_the_other_process_is_killed(self, fake, is_reached):
+        def pause(fake, connection, answer):
+            (pid,) = guards(fake)
+            os.kill(pid, signal.SIGKILL)
+            assert wait_until(lambda: not guards(fake), 5)
+            fake.login = [] if is_reached else [refuse("not allowed", severity="FATAL")]
+            connection.sendall(answer.encoded())
+
+        fake.instead['PAUSE "app"'] = [pause]
+        with pytest.raises(TemporaryError, match="not held: the process that lets clients go was killed") as raised:
             hold(fake)
-        assert fake.sent == ['PAUSE "app"', 'RESUME "app"']
-        assert fake.paused == set()
+        untold = f"{fake.admin} could not be told to RESUME: the next call or reconcile does it"
+        assert (untold in str(raised.value)) is not is_reached
+        assert fake.sent == ['PAUSE "app"', *(['RESUME "app"'] if is_reached else [])]
+
+    def test_a_resume_that_is_refused(self, fake):
+        fake.instead['PAUSE "app"'] = [refuse("already suspended/paused")]
+        fake.instead['RESUME "app"'] = [refuse("no")]
+        with pytest.raises(TemporaryError, match="could not be told to RESUME: it will be, in time"):
+            hold(fake)
+
+    def test_it_is_told_to_end_while_the_hook_pauses(self, fake):
+        """It lets go at once, and again of what is paused after that: HOLD does not matter any more."""
+        left = []
+
+        def pause(fake, connection, answer):
+            (pid,) = guards(fake)
+            os.kill(pid, signal.SIGTERM)
+            assert released(fake)
+            time.sleep(0.3)
+            left.append(len(guards(fake)))
+            fake.paused = {"app"}
+            connection.sendall(answer.encoded())
+
+        fake.instead['PAUSE "app"'] = [pause]
+        assert hold(fake, hold=60).result is Result.CHANGED
+        assert left == [1]
+        assert released(fake)
+
+    def test_after_a_kill_nothing_is_left_to_watch_over(self, fake):
+        fake.servers = [("app", "10.0.0.1", 5444)]
+        assert "KILL app" in send(fake, PROMOTE).detail
+        assert wait_until(lambda: not guards(fake), 2)
+
+    def test_a_kill_whose_resume_fails(self, fake):
+        fake.servers = [("app", "10.0.0.1", 5444)]
+
+        def fail(fake, connection, answer):
+            fake.paused = {"app"}
+            refuse("no")(fake, connection, answer)
+
+        fake.instead['RESUME "app"'] = [fail]
+        with pytest.raises(TemporaryError, match='RESUME "?app"?: no'):
+            send(fake, PROMOTE)
+        assert released(fake, 2), "at once"
+
+    def test_a_hold_is_left_alone_by_what_else_this_process_starts(self, fake):
+        """Whoever else had its pipe open would keep it from hearing that its hook is gone."""
+        names, mark = ["app"], f"{fake.config}.held"
+        console = Console(fake.admin, "", 1.0)
+        first, second = (guard.start([console], names, 30.0, mark, time.monotonic() + 10) for _ in range(2))
+        assert {first.pid, second.pid} == {*guards(fake)}
+        first.leave()
+        assert wait_until(lambda: guards(fake) == [second.pid], 5)
+        second.leave()
+        assert wait_until(lambda: not guards(fake), 5)
 
     def test_a_console_that_lets_nobody_in_after_the_pause(self, fake):
         """What was paused is let go by the other process, whatever the hook is told."""
