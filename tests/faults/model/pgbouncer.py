@@ -160,6 +160,8 @@ class Pgbouncer:
         if verb == "PAUSE":
             if entry.paused:
                 raise Refused(f"database {name} is already paused")
+            # At once, and whatever becomes of the sender.
+            self.entries[name] = entry._replace(paused=True)
             until = simulation.now + simulation.random.choice((0.001, 0.01, 0.2))
             while simulation.now < until or any(each.life is Life.SILENT for each in self._at(name)):
                 if simulation.now >= limit:
@@ -167,7 +169,6 @@ class Pgbouncer:
                 simulation.wait(min(max(until, simulation.now + 0.05), limit))
             if not self.up:
                 raise Interrupted("broke")
-            self.entries[name] = self.entries[name]._replace(paused=True)
             return "PAUSE"
         if verb == "KILL":
             self.entries[name] = entry._replace(paused=True)
