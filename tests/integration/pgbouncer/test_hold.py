@@ -240,6 +240,7 @@ def test_a_console_on_another_host_is_never_paused(brief, pgbouncer, monkeypatch
 
 
 def test_without_the_process_that_lets_go_nobody_is_paused(brief, pgbouncer, monkeypatch):
+    pipes = [link for link in links("self") if link.startswith("pipe:")]
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(TemporaryError, match="the process that lets clients go is not there"):
         brief.hold()
@@ -248,6 +249,7 @@ def test_without_the_process_that_lets_go_nobody_is_paused(brief, pgbouncer, mon
     with pytest.raises(TemporaryError, match="no process could be started"):
         brief.hold()
     assert pgbouncer.paused() == []
+    assert [link for link in links("self") if link.startswith("pipe:")] == pipes, "none is left open"
 
 
 KILLED = """

@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 
 from efm_lb import Detach, Outcome, PermanentError, Role, TemporaryError
-from efm_lb_pgbouncer.console import Database, Interrupted, Refused, Session, quoted
+from efm_lb_pgbouncer.console import Console, Database, Interrupted, Refused, Session, quoted
 from efm_lb_pgbouncer.drive import in_parallel
 from efm_lb_pgbouncer.guard import start
 from efm_lb_pgbouncer.pooler import Pooler
@@ -45,8 +45,11 @@ def hold(event: Detach, pooler: Pooler, deadline: float) -> Outcome | None:
         try:
             _pause(event, sessions, names, limit)
             if not guard.tell_done():
-                failed = _resume(sessions, names, "the next call or reconcile does it")
-                raise TemporaryError("; ".join(["not held: the process that lets clients go was killed", *failed]))
+                untold = [
+                    f"; {console} could not be told to RESUME: the next call or reconcile does it"
+                    for console in _resume(sessions, names)
+                ]
+                raise TemporaryError("not held: the process that lets clients go was killed" + "".join(untold))
         finally:
             # When it was not told that all is done, it lets go as well.
             guard.leave()
@@ -82,25 +85,28 @@ def _pause(event: Detach, sessions: list[Session], names: list[str], limit: floa
     problems = in_parallel([partial(_pause_at, event, session, names, limit) for session in sessions])
     failed = [str(problem) for problem in problems if isinstance(problem, Exception)]
     if failed:
-        raise TemporaryError("; ".join([*failed, *_resume(sessions, names, "it will be, in time")]))
+        failed += [
+            f"{console} could not be told to RESUME: it will be, in time" for console in _resume(sessions, names)
+        ]
+        raise TemporaryError("; ".join(failed))
 
 
-def _resume(sessions: list[Session], names: list[str], otherwise: str) -> list[str]:
-    """RESUME everywhere; where that could not be told, and what becomes of it ``otherwise``."""
-    failed = []
+def _resume(sessions: list[Session], names: list[str]) -> list[Console]:
+    """RESUME everywhere; where that could not be told."""
+    untold = []
     for session in sessions:
         # A session that waits for PAUSE hears nothing else: RESUME needs another one.
         try:
             other = session.console.session(monotonic() + session.console.connect_timeout)
             try:
-                is_told = all([_let_go(other, name) for name in names])
+                told = [_let_go(other, name) for name in names]
             finally:
                 other.close()
         except (TemporaryError, PermanentError):
-            is_told = False
-        if not is_told:
-            failed.append(f"{session.console} could not be told to RESUME: {otherwise}")
-    return failed
+            told = [False]
+        if not all(told):
+            untold.append(session.console)
+    return untold
 
 
 def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -> list[str]:
