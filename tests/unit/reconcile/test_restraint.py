@@ -297,6 +297,17 @@ def test_a_live_primary_that_was_taken_out_stays_out_only_where_efm_may_do_that(
         assert events(watch(65, "Pss", "daa")) == [(Promote, "db1")]
 
 
+def test_a_live_primary_that_only_loses_the_writes_was_not_taken_out() -> None:
+    """A pgpool that has looked for its primary in vain attaches all nodes and gives nobody the writes."""
+    watch = Watch(obeys=True)
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "aaa")
+    assert events(watch(7, "Pss", "aaa")) == [(Promote, "db1")]
+    watch(8, "Pss", "Waa")
+    watch(10, "Pss", "daa")
+    assert [held.until for held in watch(12, "Pss", "daa").held] == [70], "and this is the first time"
+
+
 def test_a_standby_that_was_taken_out_gets_the_writes_when_it_is_promoted(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(5, "Pss", "Wda")

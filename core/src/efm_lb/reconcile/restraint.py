@@ -273,13 +273,15 @@ class Restraint:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
             return
         # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
-        # what was not its own; somebody may have meant the primary that it was.
+        # what was not its own; somebody may have meant the primary that it was. Nor has anybody taken out a primary that
+        # is in rotation without the writes: a pgpool has looked for its primary in vain, or a haproxy.cfg is an old one.
         moves = bool(_writers(view)) and _writers(before) != _writers(view)
         for seen in view.nodes:
             was, role = before.of(seen.node), sight.truth.role(seen.node)
             served = was is not None and bool(was.attached) and not was.writes
             taken_out = role is Role.STANDBY and not moves and served and seen.attached is False
-            obeyed = self._obeys and role is Role.PRIMARY and was and was.writes and not _writers(view)
+            lost_all = was is not None and was.writes and not _writers(view) and seen.attached is not True
+            obeyed = self._obeys and role is Role.PRIMARY and lost_all
             if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
                 self._stays_out(memory, seen.node, role, now)
 
