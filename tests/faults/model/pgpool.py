@@ -2,7 +2,8 @@
 
 What it does is measured and read in the source of 4.3: a reply means "queued"; an attach, and a detach of what it
 calls primary, make it search; a search waits for a silent node without end; a promote throws every other node out and
-asks no database; each change takes about a second in which the next one waits.
+asks no database; each change takes about a second in which the next one waits; when it starts, PCP is refused until its
+first search is over.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class Pgpool:
         self.cluster = cluster
         self.watch = watch
         self._search_timeout = search_timeout
-        self.up = True
+        self.up = self.listens = True
         self.attached = [True for _ in cluster.all]
         self.primary: int | None = 0
         self.restarts_listener_at = 0.0
+        self._searches_since: float | None = None
         self._queue: list[tuple[str, int, Task | None]] = []
         self._teller: Task | None = None
         self._main: Task | None = None
@@ -62,8 +64,31 @@ class Pgpool:
         )
 
     @property
-    def queued(self) -> int:
-        return len(self._queue)
+    def searches_in_vain(self) -> float:
+        """Seconds that it looks for its primary in vain: now, and for what is queued, which nobody can take back.
+
+        As long as no database changes any more, and nobody tells it anything.
+        """
+        timeout, attached = self.search_timeout, list(self.attached)
+        primary = self.primary
+        seconds = 0.0
+
+        def search() -> float:
+            nonlocal primary
+            primary = next((each.number for each in self.cluster.primaries if attached[each.number]), None)
+            return 0.0 if primary is not None or not any(attached) else timeout
+
+        if self._searches_since is not None:
+            seconds = max(0.0, min(search(), self._searches_since + timeout - self.simulation.now))
+        for verb, number, _ in self._queue:
+            if verb == "promote":
+                if attached[number] and primary != number:
+                    primary, attached = number, [other == number for other in range(len(attached))]
+            elif attached[number] is (verb == "detach"):
+                attached[number] = verb == "attach"
+                if verb == "attach" or primary in (None, number):
+                    seconds += search()
+        return seconds
 
     @property
     def writers(self) -> list[Database]:
@@ -74,7 +99,8 @@ class Pgpool:
         return [database for database in self.cluster.all if self.attached[database.number]]
 
     def stop(self) -> None:
-        self.up = False
+        self.up = self.listens = False
+        self._searches_since = None
         self._queue.clear()
         if self._main:
             self.simulation.kill(self._main)
@@ -89,7 +115,12 @@ class Pgpool:
         self.primary = self._teller = None
         self.watch.touched(self, None)
         self.simulation.say(f"{self.name} starts")
-        self._begin(self._search)
+
+        def first() -> None:
+            self._search()
+            self.listens = True
+
+        self._begin(first)
 
     def tell(self, verb: str, number: int) -> None:
         """Take a request, from PCP."""
@@ -108,7 +139,7 @@ class Pgpool:
 
     def by_hand(self, verb: str, number: int) -> None:
         """Somebody else sends a command."""
-        if self.up and (verb != "detach" or self.attached[number]):
+        if self.listens and (verb != "detach" or self.attached[number]):
             self._queue.append((verb, number, None))
             if not self._main:
                 self._begin(lambda: None)
@@ -159,7 +190,7 @@ class Pgpool:
 
     def _search(self) -> None:
         simulation = self.simulation
-        began = simulation.now
+        began = self._searches_since = simulation.now
         while True:
             found = self._found()
             if found is not None or not any(self.attached):
@@ -167,6 +198,7 @@ class Pgpool:
             if self._search_timeout and simulation.now - began >= self._search_timeout:
                 break
             simulation.sleep(1.0)
+        self._searches_since = None
         self.primary = found
         self.watch.touched(self, self._teller)
         simulation.say(f"has found primary {found}")
@@ -210,7 +242,7 @@ class _Member(Member):
     def session(self, deadline: float) -> _Session:  # type: ignore[override]
         pgpool, simulation = self._pgpool, self._pgpool.simulation
         simulation.pause(0.001, 0.01)
-        if not pgpool.up:
+        if not pgpool.listens:
             raise Interrupted("refused")
         if simulation.now - pgpool.restarts_listener_at < 0.05 and simulation.random.random() < 0.3:
             raise Interrupted("reset")
@@ -256,7 +288,7 @@ class _Session:
 
     def _tell(self, verb: str, number: int) -> None:
         self._pgpool.simulation.pause(0.001, 0.005)
-        if not self._pgpool.up:
+        if not self._pgpool.listens:
             raise Interrupted("broke")
         is_primary = [backend.id for backend in self._seen if backend.is_primary] in ([], [number])
         if verb == "attach" or (verb == "detach" and is_primary):

@@ -26,13 +26,11 @@ _FOLLOW_UP = 75.0
 """Seconds after which no follow-up is at work any more."""
 _WORK = 12.0
 """Seconds that bringing a balancer right may take after it has begun: pgpool does one thing a second, and searches."""
-
-
 _LONGEST_PAUSE = 60.0
+"""Seconds that reconcile leaves a balancer alone that failed again and again."""
 _MARK = re.compile(
     rb" *# efm-lb: writes follow timeline [0-9]*$|^; efm-lb: writes follow timeline [0-9]*\n", re.MULTILINE
 )
-"""Seconds that reconcile leaves a balancer alone that failed again and again."""
 
 
 class Played(NamedTuple):
@@ -147,8 +145,7 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
         default=0.0,
     )
     began = max(efm.last_fault, min(left_alone, efm.last_fault + _LONGEST_PAUSE))
-    # What is in a pgpool's queue nobody can take back, and each may be a search.
-    searches = sum(each.search_timeout * (1 + each.queued) for each in world.balancers if isinstance(each, Pgpool))
+    searches = sum(each.searches_in_vain for each in world.balancers if isinstance(each, Pgpool))
     limit = began + rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK + searches
     right_after = 0.0
     while simulation.now < limit:
