@@ -113,7 +113,7 @@ class Host:
         self.name = name
         self.world = world
         self.service: Task | None = None
-        self.ended = 0.0
+        self.looked = 0.0
         self.rounds: rounds.Rounds | None = None
         self.configuration = Configuration(
             "efm",
@@ -168,12 +168,19 @@ class Host:
         def run() -> None:
             vigil = _Vigil(world, self.name, self.configuration.connect_timeout)
             self.rounds = rounds.Rounds(self.configuration, vigil)  # type: ignore[arg-type]
+            self.rounds.play = functools.partial(self._play, self.rounds.play)  # type: ignore[method-assign]
             service._watch(self.configuration, False, lambda: False, vigil, self.rounds, Supervisor({}))  # type: ignore[arg-type]
 
         self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
         self.service.began = world.simulation.now
-        if self.ended:
-            world.watch.unwatched(self.ended)
+        world.watch.looks(self.name, self.looked)
+
+    def _play(self, play: Callable[[float], rounds.Round], patience: float) -> rounds.Round:
+        """Play a round, and note when it began: at its end is kept what it has seen."""
+        began = self.world.simulation.now
+        played = play(patience)
+        self.looked = began
+        return played
 
     def ends(self) -> None:
         """Kill the service."""
@@ -181,7 +188,6 @@ class Host:
             self.world.simulation.say(f"{self.name} reconcile is killed")
             self.world.simulation.kill(self.service)
             self.service = None
-            self.ended = self.world.simulation.now
 
     def forget(self) -> None:
         """Remove what this host has seen of timelines, and start the service again."""

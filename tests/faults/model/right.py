@@ -81,7 +81,7 @@ class Watch:
         self._crossed: dict[str, float] = {}
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
-        self._unwatched: list[tuple[float, float]] = []
+        self._services: dict[str, list[tuple[float, float]]] = {}
         self._remembered: dict[str, list[tuple[float, int]]] = {}
         self.counts: dict[str, int] = {}
 
@@ -181,9 +181,12 @@ class Watch:
         if not is_so:
             self._never(f"{balancer.name} is not as it was reported after {type(event).__name__} {node}")
 
-    def unwatched(self, ended: float) -> None:
-        """A reconcile service that had ended has begun to look again."""
-        self._unwatched.append((ended, self._simulation.now))
+    def looks(self, host: str, looked: float) -> None:
+        """A host's reconcile service has begun to look.
+
+        :param looked: when the one before has looked for the last time and could keep what it saw
+        """
+        self._services.setdefault(host, []).append((looked, self._simulation.now))
 
     def forget_timelines(self) -> None:
         """A person has told all hosts to."""
@@ -290,23 +293,28 @@ class Watch:
             self._on_purpose[balancer.name, database] = self._simulation.now
 
     def excuses(self, balancer: _Balancer, database: Database, work: float) -> float:
-        """Until when a standby that is up may stay out.
+        """Until when one that is up may stay out: until the first service has no reason to leave it out any more."""
+        return min(self._excuses(host, balancer, database, work) for host in self._services)
+
+    def _excuses(self, host: str, balancer: _Balancer, database: Database, work: float) -> float:
+        """Until when the service of one host leaves it out.
 
         ``hold`` seconds after it was taken out while it was up, as far as somebody who looks once in a period can
         tell, or who has just begun to look again; twice as long each further time.
         """
         until, seconds, period = 0.0, self._policy.hold, self._policy.period
         for at in self.out.get((balancer.name, database), ()):
-            looks = [at, *[began for ended, began in self._unwatched if ended - period - work <= at <= began]]
+            looks = [at, *[began for looked, began in self._services[host] if looked <= at <= began]]
             noticed = [look for look in looks if database.served_between(look - period, look + period + work)]
             if noticed:
                 until = max(until, max(noticed) + seconds)
                 seconds *= 2
-        # Who begins to look counts what the calls of its own host have carried out since.
-        calls = [call for (_, name), done in self._done.items() if name == database.node.name for call in done]
-        for began, wanted, _ in calls:
-            if not wanted and any(began <= look for _, look in self._unwatched):
-                until = max(until, began + self._policy.hold)
+        # Who begins to look counts the newest call of its own host that was carried out.
+        for _, began in self._services[host]:
+            calls = [call for call in self._done.get((host, database.node.name), ()) if call[2] <= began]
+            called, wanted, _ = max(calls, default=(0.0, True, 0.0))
+            if not wanted:
+                until = max(until, called + self._policy.hold)
         return until
 
 
