@@ -16,12 +16,14 @@ class NodeView(NamedTuple):
     :param attached: it is in rotation; None where this balancer has no place for it unless it gets the writes
     :param writes: writes are sent to it
     :param detail: the balancer's own words, such as ``up/primary``
+    :param kept: it will be so after a reload of the balancer, too
     """
 
     node: Node
     attached: bool | None
     writes: bool
     detail: str
+    kept: bool = True
 
 
 class View(NamedTuple):

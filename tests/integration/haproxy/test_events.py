@@ -353,10 +353,30 @@ def test_what_the_files_would_undo_is_seen_and_put_right(manager, haproxy, clust
     haproxy.write_config(
         haproxy.config.read_text().replace(f"server n3 {standby.address}\n", f"server n3 {standby.address} disabled\n")
     )
-    assert manager.view().of(standby).attached is False
+    assert manager.view().of(standby).kept is False
     (event,) = differences(manager.truth(), manager.view())
     assert event == Attach(standby, manager.truth(), Origin.RECONCILE)
     assert manager.send(Attach, 2).result is Result.CHANGED
+    assert differences(manager.truth(), manager.view()) == ()
+
+
+def test_one_that_is_down_is_out_of_haproxy_and_of_its_files(manager, haproxy, cluster):
+    """Whichever of both somebody else, or a hook that was killed in between, has changed alone."""
+    standby = manager.nodes[2]
+    cluster.nodes[2].stop()
+    assert manager.send(Detach, 2).result is Result.CHANGED
+    detach = (Detach(standby, manager.truth(), Origin.RECONCILE),)
+    assert differences(manager.truth(), manager.view()) == ()
+    haproxy.command(f"set server {READ}/n3 state ready")
+    assert differences(manager.truth(), manager.view()) == detach
+    assert manager.send(Detach, 2).result is Result.CHANGED
+    assert haproxy.servers(READ)[standby.host] == "maint"
+    config = haproxy.config.read_text()
+    before, _, after = config.rpartition(f"{standby.address} disabled\n")
+    haproxy.write_config(f"{before}{standby.address}\n{after}")
+    assert differences(manager.truth(), manager.view()) == detach
+    assert manager.send(Detach, 2).result is Result.CHANGED
+    assert haproxy.config.read_text() == config
     assert differences(manager.truth(), manager.view()) == ()
 
 

@@ -26,11 +26,12 @@ def truth(letters: str) -> Truth:
 def view(letters: str) -> View:
     """``W`` gets writes, ``w`` too but is detached, ``a`` is attached, ``d`` detached, ``.`` not known.
 
-    ``n`` has no place unless it gets the writes.
+    ``n`` has no place unless it gets the writes. A reload takes ``i`` out, which is attached, and ``o`` in, which is
+    not; it changes something about ``K``, which gets writes.
     """
     return View(
         tuple(
-            NodeView(node, attached=None if letter == "n" else letter in "Wa", writes=letter in "Ww", detail="")
+            NodeView(node, None if letter == "n" else letter in "WKai", letter in "WKw", "", letter not in "Kio")
             for node, letter in zip(NODES, letters, strict=False)
             if letter != "."
         )
@@ -56,6 +57,12 @@ def view(letters: str) -> View:
         ("Pss", "WWa", "promote db1"),
         ("Psx", "Wnn", ""),
         ("sPs", "Wnn", "promote db2"),
+        ("Psx", "Wio", "detach db3, attach db2"),
+        ("Psx", "Wai", "detach db3"),
+        ("xPs", "oWa", "detach db1"),
+        ("xss", "oao", "detach db1"),
+        ("Pss", "Kaa", "promote db1"),
+        ("Ps?", "Wai", ""),
     ],
 )
 def test_differences(databases: str, believed: str, wanted: str) -> None:
@@ -73,7 +80,7 @@ def test_where_no_reads_are_served_no_standby_is_missing() -> None:
 
 @given(
     st.text("".join(STATES), min_size=1, max_size=3),
-    st.text("Waw d.".replace(" ", ""), min_size=3, max_size=3),
+    st.text("WKawiod.", min_size=3, max_size=3),
 )
 def test_never(databases: str, believed: str) -> None:
     said = truth(databases)
@@ -94,6 +101,7 @@ def test_never(databases: str, believed: str) -> None:
         ("xss", "Waa", {"db1": "gets writes, but is down"}),
         ("Psx", "Waa", {"db3": "is down, but attached"}),
         ("Pss", "Wad", {"db3": "is up, but detached"}),
+        ("Psx", "Kio", dict.fromkeys(("db1", "db2", "db3"), "would be otherwise after a reload")),
         ("Ps-", "Wad", {}),
         ("Pss", "Wa.", {"db3": "not known to this balancer"}),
     ],

@@ -99,6 +99,20 @@ def test_a_standby_that_somebody_took_out_while_it_is_up_stays_out_for_a_while(w
     assert events(watch(201, "Pss", "Wad")) == [(Attach, "db3")]
 
 
+def test_a_standby_that_somebody_took_out_in_the_file_stays_so_for_a_while(watch: Watch) -> None:
+    """Who edits the file means to reload; the file of one that is taken out itself may say what it wants."""
+    watch(0, "Pss", "Waa")
+    watch(5, "Pss", "Wai")
+    assert waiting(watch(10, "Pss", "Wai")) == ["db3 was taken out while it was up: somebody wants it so"]
+    watch.begins_anew(20)
+    assert watch(44, "Pss", "Wai").events == ()
+    assert events(watch(45, "Pss", "Wai")) == [(Attach, "db3")]
+    watch.restraint.sent("pool1", True, 45, [DB3])
+    watch(46, "Pss", "Waa")
+    watch(300, "Pss", "Wao")
+    assert [held.until for held in watch(310, "Pss", "Wao").held] == [360]
+
+
 def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(5, "Pss", "Wad")

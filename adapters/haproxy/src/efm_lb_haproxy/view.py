@@ -58,8 +58,10 @@ def view_of(
     A node is attached when it serves anything: the primary may well be ready in no proxy for reads. Not so where nobody
     serves reads, and the primary should, nor where it serves them still, in place of a standby that does so again.
 
-    :param otherwise: the proxies and nodes about which the files say something else. What a reload undoes does not
-        count: such a standby is not attached, and where it is about writes, nobody has them
+    How the primary serves reads is left as it is with ``always``, in the files, too.
+
+    :param otherwise: the proxies and nodes about which the files say something else. Where it is about writes, nobody
+        has them
     """
     would_move = any((name, node) in otherwise for name in setup.write for node in nodes)
     views = []
@@ -74,15 +76,16 @@ def view_of(
             continue
         writes = any(server.ready for name in setup.write for server in found.get(name, ()))
         readers = [server for name in setup.read for server in found.get(name, ())]
-        reads = any(server.ready and (server.proxy, node) not in otherwise for server in readers)
-        serves = reads if readers else None
+        serves = any(server.ready for server in readers) if readers else None
         attached = not (readers and (unserved or _stands_in(node, setup, proxies))) if writes else serves
         detail = ", ".join(
             f"{server.path} {server.state}{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
             for name, servers in found.items()
             for server in servers
         )
-        views.append(NodeView(node, attached, writes and not would_move, detail))
+        is_kept = not any((server.proxy, node) in otherwise for server in readers)
+        kept = is_kept or (writes and setup.reads is Reads.ALWAYS)
+        views.append(NodeView(node, attached, writes and not would_move, detail, kept))
     strangers = dict.fromkeys(
         f"{server.host}:{server.port}"
         for servers in proxies.values()

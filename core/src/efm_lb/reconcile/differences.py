@@ -31,17 +31,19 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     if primary:
         seen = view.of(primary)
         others = any(other.writes for other in view.nodes if other.node != primary)
-        if seen and (others or not (seen.writes and seen.attached)):
+        if seen and (others or not (seen.writes and seen.attached and seen.kept)):
             events.append(Promote(primary, truth, origin))
     events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.state(seen.node).reach in GONE and seen.attached and (primary or not seen.writes)
+        if truth.state(seen.node).reach in GONE
+        and (seen.attached or not seen.kept)
+        and (primary or not seen.writes)
     ]
     events += [
         Attach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.role(seen.node) is Role.STANDBY and seen.attached is False and primary
+        if truth.role(seen.node) is Role.STANDBY and (seen.attached is False or not seen.kept) and primary
     ]
     return tuple(events)
 
@@ -69,4 +71,6 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is up, but detached"
         elif seen.attached and state.reach in GONE:
             wrong[node.name] = "is down, but attached"
+        elif not seen.kept:
+            wrong[node.name] = "would be otherwise after a reload"
     return wrong

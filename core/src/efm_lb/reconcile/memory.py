@@ -69,7 +69,10 @@ def text_of(balancers: Mapping[str, Memory], down: Mapping[Node, float], since: 
     lines = [["down", node.name, f"{at + since:.0f}"] for node, at in down.items()]
     for name, memory in balancers.items():
         lines += [
-            ["saw", name, seen.node.name, _WORDS[seen.attached], "writes" if seen.writes else "-"]
+            [
+                *("saw", name, seen.node.name, _WORDS[seen.attached], "writes" if seen.writes else "-"),
+                *([] if seen.kept else ["not kept"]),
+            ]
             for seen in (memory.view.nodes if memory.view else ())
         ]
         if memory.timeline is not None:
@@ -113,8 +116,8 @@ def restored(
 
 def _take(memory: Memory, kind: str, words: Sequence[str], known: Mapping[str, Node], now: float, since: float) -> None:
     if kind == "saw":
-        node, attached, writes = words
-        seen = NodeView(known[node], _ATTACHED[attached], writes == "writes", "")
+        node, attached, writes, *kept = words
+        seen = NodeView(known[node], _ATTACHED[attached], writes == "writes", "", kept != ["not kept"])
         memory.view = View((*(memory.view.nodes if memory.view else ()), seen))
     elif kind == "timeline":
         memory.timeline = int(words[0])

@@ -25,7 +25,7 @@ from efm_lb.events import Detach, Event, Promote
 from efm_lb.reconcile.differences import GONE, differences
 from efm_lb.reconcile.memory import LONGEST_HOLD, Memory, Out, restored, text_of
 from efm_lb.truth import Node, Reach, Role, Truth
-from efm_lb.views import View
+from efm_lb.views import NodeView, View
 
 __all__ = ["Held", "Judgement", "Restraint", "Sight"]
 
@@ -278,8 +278,7 @@ class Restraint:
         moves = bool(_writers(view)) and _writers(before) != _writers(view)
         for seen in view.nodes:
             was, role = before.of(seen.node), sight.truth.role(seen.node)
-            served = was is not None and bool(was.attached) and not was.writes
-            taken_out = role is Role.STANDBY and not moves and served and seen.attached is False
+            taken_out = role is Role.STANDBY and not moves and was is not None and _goes_out(was, seen)
             lost_all = was is not None and was.writes and not _writers(view) and seen.attached is not True
             obeyed = self._obeys and role is Role.PRIMARY and lost_all
             if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
@@ -303,12 +302,17 @@ class Restraint:
         memory.out[node] = Out(role, hold, now + hold)
 
 
-def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool]]:
-    return frozenset((seen.node, seen.attached, seen.writes) for seen in view.nodes)
+def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool, bool]]:
+    return frozenset((seen.node, seen.attached, seen.writes, seen.kept) for seen in view.nodes)
 
 
 def _writers(view: View) -> list[Node]:
     return [seen.node for seen in view.nodes if seen.writes]
+
+
+def _goes_out(was: NodeView, seen: NodeView) -> bool:
+    """Whether a node that served reads does so no more, or not after the next reload."""
+    return bool(was.attached) and not was.writes and (seen.attached is False or (was.kept and not seen.kept))
 
 
 def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:

@@ -220,7 +220,13 @@ def outcome_of(document: Mapping[str, Any]) -> Outcome:
 def view_document(view: View) -> dict[str, Any]:
     return {
         "nodes": [
-            {"node": seen.node.name, "attached": seen.attached, "writes": seen.writes, "detail": seen.detail[:1000]}
+            {
+                "node": seen.node.name,
+                "attached": seen.attached,
+                "writes": seen.writes,
+                "detail": seen.detail[:1000],
+                "kept": seen.kept,
+            }
             for seen in view.nodes
         ],
         "strangers": list(view.strangers),
@@ -234,7 +240,7 @@ def view_of(document: Mapping[str, Any], nodes: Iterable[Node]) -> View:
     by_name = {node.name: node for node in nodes}
     return View(
         tuple(
-            NodeView(by_name[seen["node"]], seen["attached"], seen["writes"], seen["detail"])
+            NodeView(by_name[seen["node"]], seen["attached"], seen["writes"], seen["detail"], seen["kept"])
             for seen in document["nodes"]
             if seen["node"] in by_name
         ),

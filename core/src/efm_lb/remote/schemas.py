@@ -10,7 +10,7 @@ from typing import Any, Final
 
 __all__ = ["ANSWER", "ANSWER_NAME", "FAMILY", "LIMIT", "PROTOCOL", "READY", "READY_NAME", "REQUEST", "REQUEST_NAME"]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 FAMILY: Final = "efm-lb/apply"
 """What the names of all of them begin with, in every version."""
 READY_NAME: Final = f"{FAMILY}-ready/v{PROTOCOL}"
@@ -115,6 +115,7 @@ _NODE_VIEW = _object(
     attached={"enum": [True, False, None]},
     writes={"enum": [True, False]},
     detail=_WORDS,
+    kept={"enum": [True, False]},
 )
 _FINDING = _object(
     severity={"enum": ["ok", "warning", "error"]},
