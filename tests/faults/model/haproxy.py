@@ -7,6 +7,7 @@ when the reload began, and what is told to the old worker meanwhile is lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from efm_lb_haproxy.config import server_lines
@@ -61,6 +62,16 @@ class Haproxy:
     @property
     def readers(self) -> list[Database]:
         return [self._database(server) for server in self.servers.values() if server.proxy == READ and server.ready]
+
+    @property
+    def kept_otherwise(self) -> list[tuple[str, Database]]:
+        """The proxies and nodes that a reload would take in or out."""
+        is_kept = {}
+        for proxy, lines in re.findall(r"^listen (\S+)\n((?: .*\n)*)", self.files[self.config].decode(), re.MULTILINE):
+            for name, rest in re.findall(r"^ +server (\S+)(.*)", lines, re.MULTILINE):
+                is_kept[f"{proxy}/{name}"] = "disabled" not in rest.partition("#")[0].split()
+        changed = [server for path, server in self.servers.items() if is_kept[path] is not server.ready]
+        return [(server.proxy, self._database(server)) for server in changed]
 
     def _database(self, server: Server) -> Database:
         return next(each for each in self.cluster.all if each.node.host == server.host)

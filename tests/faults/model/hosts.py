@@ -50,6 +50,7 @@ from efm_lb.reconcile.supervisor import Supervisor
 from efm_lb_haproxy.config import server_lines
 from efm_lb_haproxy.servers import Server
 from efm_lb_haproxy.settings import Setup
+from efm_lb_haproxy.view import unkept
 from efm_lb_haproxy.view import view_of as haproxy_view
 from efm_lb_pgbouncer.console import Database as Entry
 from efm_lb_pgbouncer.pooler import Pooler
@@ -528,7 +529,8 @@ class _Way:
             return _pgpool_view(nodes, model.members().nodes(deadline).backends)
         if isinstance(model, Haproxy):
             setup = model.setup()
-            return _haproxy_view(nodes, setup, tuple(model.look(setup.proxies, ()).proxies.items()))
+            proxies = tuple(model.look(setup.proxies, ()).proxies.items())
+            return _haproxy_view(nodes, setup, proxies, tuple([(path, _world.files[path]) for path in setup.config]))
         pooler = model.pooler()
         databases = pooler.consoles[0].session(deadline).databases(deadline)
         return _pgbouncer_view(nodes, pooler.write, pooler.read, tuple(databases.items()), pooler.is_abandoned())
@@ -543,8 +545,13 @@ def _pgpool_view(nodes: tuple[Node, ...], backends: tuple[Backend, ...]) -> View
 
 
 @functools.lru_cache(1000)
-def _haproxy_view(nodes: tuple[Node, ...], setup: Setup, proxies: tuple[tuple[str, tuple[Server, ...]], ...]) -> View:
-    return haproxy_view(nodes, setup, dict(proxies))
+def _haproxy_view(
+    nodes: tuple[Node, ...],
+    setup: Setup,
+    proxies: tuple[tuple[str, tuple[Server, ...]], ...],
+    files: tuple[tuple[str, bytes], ...],
+) -> View:
+    return haproxy_view(nodes, setup, dict(proxies), unkept(dict(files), nodes, dict(proxies)))
 
 
 @functools.lru_cache(1000)

@@ -300,13 +300,16 @@ class Watch:
         """Until when the service of one host leaves it out.
 
         ``hold`` seconds after it was taken out while it was up, as far as somebody who looks once in a period can
-        tell, or who has just begun to look again; twice as long each further time.
+        tell, or who has just begun to look again; twice as long each further time, unless it has been back for as long
+        as it was out.
         """
         until, seconds, period = 0.0, self._policy.hold, self._policy.period
         for at in self.out.get((balancer.name, database), ()):
             looks = [at, *[began for looked, began in self._services[host] if looked <= at <= began]]
             noticed = [look for look in looks if database.served_between(look - period, look + period + work)]
             if noticed:
+                if at >= until + seconds / 2:
+                    seconds = self._policy.hold
                 until = max(until, max(noticed) + seconds)
                 seconds *= 2
         # Who begins to look counts the newest call of its own host that was carried out.
@@ -322,7 +325,7 @@ def wrong(cluster: Cluster, balancer: object) -> dict[str, list[Database]]:
     """What is wrong with a balancer, by what it is, in words, and the nodes that it is about.
 
     Right is: writes go to the writable node and to no other; every standby that is up serves reads; nothing leads to
-    a node that is down, as far as the balancer can do without; nobody waits for ever; the file says the same.
+    a node that is down, as far as the balancer can do without; nobody waits for ever; after a reload it is the same.
     """
     kind = balancer.kind  # type: ignore[attr-defined]
     found: dict[str, list[Database]] = {}
@@ -341,6 +344,12 @@ def wrong(cluster: Cluster, balancer: object) -> dict[str, list[Database]]:
         found["a node that is down is in rotation"] = down
     if not any(each.serves for each in readers) and not balancer.never_reads_primary:  # type: ignore[attr-defined]
         found["nobody serves reads"] = [primary]
+    if kind == "haproxy":
+        kept_otherwise = balancer.kept_otherwise  # type: ignore[attr-defined]
+        # Whether the primary serves reads is seen to with the next event, and what is dead is not reached by anybody.
+        otherwise = [each for proxy, each in kept_otherwise if proxy == "pg_write" or each in cluster.standbys]
+        if otherwise:
+            found["its file says otherwise"] = otherwise
     if kind == "pgbouncer":
         paused = [name for name, entry in balancer.entries.items() if entry.paused]  # type: ignore[attr-defined]
         if paused:

@@ -177,7 +177,7 @@ def _left(world: World, rhythm: Reconcile) -> str:
     for balancer in world.balancers:
         found = wrong(world.cluster, balancer)
         for what, databases in list(found.items()):
-            if what == "a standby is out" or (world.obeys and not what.endswith("paused")):
+            if what in ("a standby is out", "its file says otherwise") or (world.obeys and not what.endswith("paused")):
                 found[what] = [each for each in databases if not _is_excused(world, rhythm, balancer, each)]
                 if not found[what]:
                     del found[what]
