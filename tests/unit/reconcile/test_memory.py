@@ -18,7 +18,8 @@ SECONDS = st.integers(0, 3000).map(float)
 @st.composite
 def memories(draw: st.DrawFn) -> Memory:
     memory = Memory()
-    seen = draw(st.lists(st.builds(NodeView, NODE, st.sampled_from([True, False, None]), st.booleans(), st.just(""), st.booleans())))
+    attached = st.sampled_from([True, False, None])
+    seen = draw(st.lists(st.builds(NodeView, NODE, attached, st.booleans(), st.just(""), st.booleans())))
     memory.view = View(tuple(seen)) if seen else None
     memory.timeline = draw(st.none() | st.integers(1, 1000))
     memory.is_own_work = draw(st.booleans())

@@ -36,9 +36,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.state(seen.node).reach in GONE
-        and (seen.attached or not seen.kept)
-        and (primary or not seen.writes)
+        if truth.state(seen.node).reach in GONE and (seen.attached or not seen.kept) and (primary or not seen.writes)
     ]
     events += [
         Attach(seen.node, truth, origin)

@@ -273,8 +273,8 @@ class Restraint:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
             return
         # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
-        # what was not its own; somebody may have meant the primary that it was. Nor has anybody taken out a primary that
-        # is in rotation without the writes: a pgpool has looked for its primary in vain, or a haproxy.cfg is an old one.
+        # what was not its own; somebody may have meant the primary that it was. Nobody has taken out a primary that is
+        # in rotation and only has no writes: a pgpool looks for its primary in vain, or a haproxy.cfg is an old one.
         moves = bool(_writers(view)) and _writers(before) != _writers(view)
         for seen in view.nodes:
             was, role = before.of(seen.node), sight.truth.role(seen.node)
