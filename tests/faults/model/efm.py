@@ -362,10 +362,8 @@ class Efm:
         balancer = random.choice(self._world.balancers)
         if isinstance(balancer, Pgpool):
             return
-        self._world.files[balancer.config] = balancer.first_config
+        balancer.put_back_file()
         self._world.watch.remembers(balancer, balancer.first_config)
-        if isinstance(balancer, Pgbouncer):
-            balancer.told_in_file.clear()
         self._simulation.say(f"{balancer.config} is as it was at first")
         if random.random() < 0.6:
             self._simulation.sleep(random.random() * 3)

@@ -66,12 +66,26 @@ class Haproxy:
     @property
     def kept_otherwise(self) -> list[tuple[str, Database]]:
         """The proxies and nodes that a reload would take in or out."""
-        is_kept = {}
-        for proxy, lines in re.findall(r"^listen (\S+)\n((?: .*\n)*)", self.files[self.config].decode(), re.MULTILINE):
-            for name, rest in re.findall(r"^ +server (\S+)(.*)", lines, re.MULTILINE):
-                is_kept[f"{proxy}/{name}"] = "disabled" not in rest.partition("#")[0].split()
+        is_kept = self._kept
         changed = [server for path, server in self.servers.items() if is_kept[path] is not server.ready]
         return [(server.proxy, self._database(server)) for server in changed]
+
+    @property
+    def _kept(self) -> dict[str, bool]:
+        """Whether its file has each server in."""
+        found = {}
+        for proxy, lines in re.findall(r"^listen (\S+)\n((?: .*\n)*)", self.files[self.config].decode(), re.MULTILINE):
+            for name, rest in re.findall(r"^ +server (\S+)(.*)", lines, re.MULTILINE):
+                found[f"{proxy}/{name}"] = "disabled" not in rest.partition("#")[0].split()
+        return found
+
+    def put_back_file(self) -> None:
+        """Somebody puts its file back as it was at first: who is out there, and was not, was taken out on purpose."""
+        before = self._kept
+        self.files[self.config] = self.first_config
+        for path, is_in in self._kept.items():
+            if before[path] and not is_in and self.servers[path].proxy == READ:
+                self._watch.taken_out(self, self._database(self.servers[path]), None)
 
     def _database(self, server: Server) -> Database:
         return next(each for each in self.cluster.all if each.node.host == server.host)
@@ -90,7 +104,6 @@ class Haproxy:
 
     def _load(self, content: bytes) -> None:
         before = self.readers
-        self._watch.touched(self, None)
         self.servers = {
             f"{line.proxy}/{line.name}": Server(
                 line.proxy,
@@ -103,10 +116,11 @@ class Haproxy:
             )
             for line in server_lines(content)
         }
+        self._watch.touched(self, None)
         self._watch.writers(self)
         for database in before:
             if database not in self.readers:
-                self._watch.taken_out(self, database)
+                self._watch.taken_out(self, database, None)
 
     def stop(self) -> None:
         self.up = False
@@ -159,17 +173,16 @@ class Haproxy:
         simulation.pause(0.0003, 0.005)
         if not self.up:
             raise Unreachable("cannot connect")
-        pid = self.pid
+        pid, worker = self.pid, self.servers
         breaks = bool(commands) and not self.cluster.is_calm and simulation.random.random() < 0.02
         for command in commands[: simulation.random.randrange(len(commands))] if breaks else commands:
             if not self.up:
                 raise Interrupted("broke the connection")
-            self._carry_out(command)
-            self._watch.writers(self)
+            self._carry_out(command, worker)
+            if worker is self.servers:
+                self._watch.writers(self)
             simulation.pause(0.00001, 0.0001)
-        told = {
-            proxy: tuple([server for server in self.servers.values() if server.proxy == proxy]) for proxy in proxies
-        }
+        told = {proxy: tuple([server for server in worker.values() if server.proxy == proxy]) for proxy in proxies}
         simulation.pause(0.0003, 0.005)
         if not self.up or breaks:
             raise Interrupted("broke the connection")
@@ -178,13 +191,16 @@ class Haproxy:
     def carry_out(self, command: str) -> None:
         """What a person types."""
         if self.up:
-            self._carry_out(command, by_hand=True)
+            self._carry_out(command, self.servers, by_hand=True)
 
-    def _carry_out(self, command: str, by_hand: bool = False) -> None:
-        self.simulation.say(f"-> {self.name}: {command}")
+    def _carry_out(self, command: str, worker: dict[str, Server], by_hand: bool = False) -> None:
+        """
+        :param worker: the servers of the one that the connection is to: after a reload it is not the one for clients
+        """
+        self.simulation.say(f"-> {self.name}: {command}{' (told to the old worker)' * (worker is not self.servers)}")
         words = command.split()
         path = words[3] if words[0] == "shutdown" else words[2]
-        server = self.servers[path]
+        server = worker[path]
         database = self._database(server)
         before = server.ready
         if words[0] == "shutdown":
@@ -199,9 +215,17 @@ class Haproxy:
             server = server._replace(admin=(server.admin & _BY_CONFIG) | _DRAIN)
         else:
             raise AssertionError(command)
-        if server.ready and server.proxy == WRITE and not by_hand:
+        if server.ready and words[0] == "set" and server.proxy == WRITE and not by_hand:
             self._watch.gives_writes(self, database)
-        self.servers[path] = server
+        worker[path] = server
+        if worker is not self.servers:
+            return
         self._watch.touched(self, None if by_hand else self._watch.teller)
-        if before and not server.ready and (server.proxy == READ or database.is_primary):
-            self._watch.taken_out(self, database)
+        if before and not server.ready and self._goes_out(server, database):
+            self._watch.taken_out(self, database, None if by_hand else self._watch.event)
+
+    def _goes_out(self, server: Server, database: Database) -> bool:
+        """Whether a server that is ready no more was the last one of a primary, or one for reads of a standby."""
+        if not database.is_primary:
+            return server.proxy == READ
+        return database not in (*self.writers, *self.readers)

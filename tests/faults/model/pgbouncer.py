@@ -103,8 +103,8 @@ class Pgbouncer:
         self.login_retry = _RETRY
         self._watch.touched(self, self._watch.teller)
         for database in before:
-            if database not in self.readers:
-                self._watch.taken_out(self, database)
+            if database not in (*self.readers, *self.writers):
+                self._watch.taken_out(self, database, self._watch.event)
 
     def stop(self) -> None:
         self.up = False
@@ -117,6 +117,11 @@ class Pgbouncer:
         self.leftovers.clear()
         self._load(before)
         self.simulation.say(f"{self.name} starts: {self.told}")
+
+    def put_back_file(self) -> None:
+        """Somebody puts its file back as it was at first."""
+        self.files[self.config] = self.first_config
+        self.told_in_file.clear()
 
     def reload(self) -> None:
         """Somebody else's RELOAD."""

@@ -8,6 +8,7 @@ first search is over.
 
 from __future__ import annotations
 
+from efm_lb import Event
 from efm_lb_pgpool.frames import Notice
 from efm_lb_pgpool.members import Member, Members
 from efm_lb_pgpool.node_info import PRIMARY, STANDBY, Backend
@@ -43,8 +44,9 @@ class Pgpool:
         self.primary: int | None = 0
         self.restarts_listener_at = 0.0
         self._searches_since: float | None = None
-        self._queue: list[tuple[str, int, Task | None]] = []
+        self._queue: list[tuple[str, int, Task | None, Event | None]] = []
         self._teller: Task | None = None
+        self._event: Event | None = None
         self._main: Task | None = None
         self.hangs_on: Database | None = None
 
@@ -80,7 +82,7 @@ class Pgpool:
 
         if self._searches_since is not None:
             seconds = max(0.0, min(search(), self._searches_since + timeout - self.simulation.now))
-        for verb, number, _ in self._queue:
+        for verb, number, *_ in self._queue:
             if verb == "promote":
                 if attached[number] and primary != number:
                     primary, attached = number, [other == number for other in range(len(attached))]
@@ -112,7 +114,7 @@ class Pgpool:
         self.up = True
         if not any(self.attached):
             self.attached = [True for _ in self.attached]
-        self.primary = self._teller = None
+        self.primary = self._teller = self._event = None
         self.watch.touched(self, None)
         self.simulation.say(f"{self.name} starts")
 
@@ -133,14 +135,14 @@ class Pgpool:
         if len(self._queue) < _QUEUE:
             if verb == "promote":
                 self.watch.gives_writes(self, self.cluster.all[number])
-            self._queue.append((verb, number, self.watch.teller))
+            self._queue.append((verb, number, self.watch.teller, self.watch.event))
         if not self._main:
             self._begin(lambda: None)
 
     def by_hand(self, verb: str, number: int) -> None:
         """Somebody else sends a command."""
         if self.listens and (verb != "detach" or self.attached[number]):
-            self._queue.append((verb, number, None))
+            self._queue.append((verb, number, None, None))
             if not self._main:
                 self._begin(lambda: None)
 
@@ -149,7 +151,7 @@ class Pgpool:
             first()  # type: ignore[operator]
             while self._queue:
                 self.simulation.pause(0.005, 0.08)
-                verb, number, self._teller = self._queue.pop(0)
+                verb, number, self._teller, self._event = self._queue.pop(0)
                 if self._carry_out(verb, number):
                     self.simulation.sleep(_BUSY)
                     self.restarts_listener_at = self.simulation.now
@@ -183,7 +185,7 @@ class Pgpool:
 
     def _set(self, number: int, attached: bool) -> None:
         if self.attached[number] and not attached:
-            self.watch.taken_out(self, self.cluster.all[number])
+            self.watch.taken_out(self, self.cluster.all[number], self._event)
         self.attached[number] = attached
         self.watch.touched(self, self._teller)
         self.simulation.say(f"node {number} {'up' if attached else 'down'}")

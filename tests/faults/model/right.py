@@ -66,6 +66,7 @@ class Watch:
     """Looks on.
 
     :ivar out: when each node was taken out of a balancer while it was up, by balancer
+    :ivar obeys: EFM may take out a live primary
     :param policy: of reconcile
     :param oldest: seconds that an answer may be old when it is acted on
     """
@@ -75,12 +76,14 @@ class Watch:
         self._cluster = cluster
         self._policy = policy
         self._oldest = oldest
+        self.obeys = False
         self.out: dict[tuple[str, Database], list[float]] = {}
         self._done: dict[tuple[str, str], list[tuple[float, bool, float]]] = {}
         self._seen: dict[str, int] = {}
         self._crossed: dict[str, float] = {}
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
+        self._wrote: dict[str, list[tuple[Task | None, Sequence[Database]]]] = {}
         self._services: dict[str, list[tuple[float, float]]] = {}
         self._remembered: dict[str, list[tuple[float, int]]] = {}
         self.counts: dict[str, int] = {}
@@ -108,7 +111,7 @@ class Watch:
             self._never("reconcile acts on a host that reaches half of the nodes or less")
         if argv[:1] == ["attach"] and argv[2:3] in (["s"], ["standby"]) and isinstance(event, Promote):
             self._never(f"{' '.join(argv[:3])} moves writes")
-        if event.origin is Origin.RECONCILE and isinstance(event, Attach):
+        if event.origin is Origin.RECONCILE and isinstance(event, Attach | Promote):
             self._demand_no_undoing(balancer, self._cluster.of(event.node), task)
         if len(primaries) == 1:
             timeline = max(state.timeline or 0 for state in truth.states if state.role is Role.PRIMARY)
@@ -121,25 +124,30 @@ class Watch:
                 self._never(f"{' '.join(argv[:3])} undoes a newer call that was carried out before")
 
     def _demand_no_undoing(self, balancer: _Balancer, database: Database, task: Task) -> None:
-        """Reconcile attaches what somebody has taken out on purpose: not before `hold` seconds are over.
+        """Reconcile puts back what EFM has taken out on purpose: not before `hold` seconds are over.
 
         Only where nothing else can have led it to believe otherwise: before and after that detach nothing else happened
-        to the balancer or to the node, and every host has always reached it. A service that has begun since knows the
-        calls of its own host only, and those that were carried out.
+        to the balancer or to the node, and every host has always reached it; and a primary had the writes. A service
+        that has begun since knows the calls of its own host only, and those that were carried out.
         """
         at = self._on_purpose.get((balancer.name, database))
-        if at is None or self._cluster.was_cut:
+        if at is None or self._cluster.was_cut or database.promoted_at > at:
             return
         since, look = at, self._policy.period + 2.0
         if task.process.began + look > at:
             calls = self._done.get((task.host.name, database.node.name), ())
-            since = min((began for began, wanted, when in calls if not wanted and when >= at), default=-inf)
+            began = [began for began, wanted, when in calls if not wanted and when >= at]
+            since = min(at, *began) if began else -inf
         if self._simulation.now >= since + self._policy.hold:
             return  # or it cannot know
-        others = [touch for touch, _ in self._touches[balancer.name] if touch != at and touch > at - look]
+        touches = self._touches[balancer.name]
+        own = {teller for touch, teller in touches if touch == at} - {None}
+        others = [touch for touch, teller in touches if teller not in own and touch > at - look]
         changes = [change for change, _ in database.running if change > at - look]
-        if not others and not changes:
-            self._never(f"{balancer.name}: reconcile attaches {database}, which was taken out on purpose")
+        before = [writers for teller, writers in self._wrote[balancer.name] if teller not in own]
+        had_writes = database in (before[-1] if before else self._cluster.all[:1])
+        if not others and not changes and (database.in_recovery or had_writes):
+            self._never(f"{balancer.name}: reconcile puts back {database}, which was taken out on purpose")
 
     def carried_out(self, host: str, began: float, argv: Sequence[str]) -> None:
         """A call of EFM's has done all that it wanted."""
@@ -149,6 +157,7 @@ class Watch:
     def touched(self, balancer: _Balancer, teller: Task | None) -> None:
         """A balancer has done something that it was told, or was restarted (by nobody)."""
         self._touches.setdefault(balancer.name, []).append((self._simulation.now, teller))
+        self._wrote.setdefault(balancer.name, []).append((teller, tuple(balancer.writers)))
 
     @property
     def teller(self) -> Task | None:
@@ -283,13 +292,22 @@ class Watch:
         if silent and told not in silent:
             self._never(f"{balancer.name} is made to search while {silent[0]}, which is silent, is attached: it hangs")
 
-    def taken_out(self, balancer: _Balancer, database: Database) -> None:
-        """A node is out of a balancer's rotation for reads."""
-        self.out.setdefault((balancer.name, database), []).append(self._simulation.now)
+    @property
+    def event(self) -> Event | None:
+        """What efm-lb tells a balancer now."""
         task = self._simulation.current
-        event = task.event if task else None
+        return task.event if task else None
+
+    def taken_out(self, balancer: _Balancer, database: Database, event: Event | None) -> None:
+        """A node is out of a balancer's rotation for reads; a primary, for everything.
+
+        :param event: that has brought it about, None when nobody's has
+        """
+        self.out.setdefault((balancer.name, database), []).append(self._simulation.now)
         self._on_purpose.pop((balancer.name, database), None)
-        if isinstance(event, Detach) and event.node == database.node and event.origin is Origin.HOOK:
+        is_obeyed = database.in_recovery or self.obeys
+        is_efms = isinstance(event, Detach) and event.node == database.node and event.origin is not Origin.RECONCILE
+        if is_efms and is_obeyed:
             self._on_purpose[balancer.name, database] = self._simulation.now
 
     def excuses(self, balancer: _Balancer, database: Database, work: float) -> float:

@@ -107,6 +107,7 @@ def _world(seed: str, random: Random, trace: list[str] | None) -> tuple[World, l
     if "pgbouncer" in kinds:
         world.balancers.append(Pgbouncer("pgb1", simulation, cluster, watch, world.files, policy, hold))  # type: ignore[arg-type]
     detach_live = random.choice((DetachLivePrimary.DEFER,) * 8 + (DetachLivePrimary.OBEY, DetachLivePrimary.REFUSE))
+    watch.obeys = detach_live is DetachLivePrimary.OBEY
     for name in ("host1", "host2", "host3"):
         world.hosts[name] = Host(name, world, rhythm, detach_live, _DEADLINE, _CONNECT_TIMEOUT)
     for name in servers:
