@@ -156,6 +156,8 @@ class Watch:
 
     def touched(self, balancer: _Balancer, teller: Task | None) -> None:
         """A balancer has done something that it was told, or was restarted (by nobody)."""
+        if self._simulation.current is None:
+            return  # it is being made
         self._touches.setdefault(balancer.name, []).append((self._simulation.now, teller))
         self._wrote.setdefault(balancer.name, []).append((teller, tuple(balancer.writers)))
 
