@@ -23,6 +23,7 @@ def memories(draw: st.DrawFn) -> Memory:
     memory.view = View(tuple(seen)) if seen else None
     memory.timeline = draw(st.none() | st.integers(1, 1000))
     memory.is_own_work = draw(st.booleans())
+    memory.is_unfinished = memory.is_own_work and draw(st.booleans())
     memory.put_in = draw(st.lists(NODE).map(tuple)) if memory.is_own_work else ()
     memory.out = draw(st.dictionaries(NODE, st.builds(Out, st.sampled_from(Role), SECONDS, st.just(0.0))))
     memory.moved_to = draw(st.none() | NODE)

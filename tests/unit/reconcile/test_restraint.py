@@ -113,6 +113,28 @@ def test_a_standby_that_somebody_took_out_in_the_file_stays_so_for_a_while(watch
     assert [held.until for held in watch(310, "Pss", "Wao").held] == [360]
 
 
+def test_one_that_was_taken_out_right_after_something_was_sent_stays_out() -> None:
+    """Before the next look: EFM calls whenever it wants."""
+    watch = Watch(obeys=True)
+    watch(0, "xPs", "Waa")
+    watch.restraint.sent("pool1", True, 2, [], DB2)
+    watch(5, "xPs", "dWd")
+    assert waiting(watch(10, "xPs", "dWd")) == ["db3 was taken out while it was up: somebody wants it so"]
+    watch.restraint.sent("pool1", False, 12, [], DB2)
+    watch(15, "xPs", "ddd")
+    assert waiting(watch(20, "xPs", "ddd"))[0] == "db2 was taken out while it was up: somebody wants it so"
+
+
+def test_what_was_not_finished_may_have_left_a_standby_out(watch: Watch) -> None:
+    watch(0, "Pss", "aaa")
+    watch.restraint.sent("pool1", False, 2, is_done=False)
+    watch.begins_anew(2)
+    assert events(watch(3, "Pss", "aad")) == [(Promote, "db1"), (Attach, "db3")]
+    watch.restraint.sent("pool1", True, 3, [], DB1)
+    watch(5, "Pss", "Wad")
+    assert events(watch(10, "Pss", "Wad")) == [(Attach, "db3")], "it was out when the rest was sent"
+
+
 def test_one_that_was_down_in_between_does_not_stay_out(watch: Watch) -> None:
     watch(0, "Pss", "Waa")
     watch(5, "Pss", "Wad")

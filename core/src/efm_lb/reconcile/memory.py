@@ -34,10 +34,11 @@ class Memory:
     """What is remembered of one balancer.
 
     :ivar is_first_look: this process has not seen it yet
-    :ivar view: what it believed at the last look
+    :ivar view: what it believed at the last look, and who has got the writes since by what was sent
     :ivar gone: the nodes that served nobody then
     :ivar timeline: the primary's, then
     :ivar is_own_work: something was sent to it since
+    :ivar is_unfinished: and not all of that was done: who is out may be so because of it
     :ivar put_in: the nodes that were attached by that
     :ivar moved_to: the silent node that somebody has moved the writes to
     """
@@ -47,7 +48,7 @@ class Memory:
         self.view: View | None = None
         self.gone: frozenset[Node] = frozenset()
         self.timeline: int | None = None
-        self.is_own_work = False
+        self.is_own_work = self.is_unfinished = False
         self.put_in: tuple[Node, ...] = ()
         self.busy_until = 0.0
         self.pause = 0.0
@@ -78,7 +79,8 @@ def text_of(balancers: Mapping[str, Memory], down: Mapping[Node, float], since: 
         if memory.timeline is not None:
             lines.append(["timeline", name, str(memory.timeline)])
         if memory.is_own_work:
-            lines.append(["sent", name, *[node.name for node in memory.put_in]])
+            kind = "tried" if memory.is_unfinished else "sent"
+            lines.append([kind, name, *[node.name for node in memory.put_in]])
         for node, out in memory.out.items():
             lines.append(["out", name, node.name, out.role.value, f"{out.hold:.0f}", f"{out.until + since:.0f}"])
         if memory.moved_to:
@@ -121,8 +123,9 @@ def _take(memory: Memory, kind: str, words: Sequence[str], known: Mapping[str, N
         memory.view = View((*(memory.view.nodes if memory.view else ()), seen))
     elif kind == "timeline":
         memory.timeline = int(words[0])
-    elif kind == "sent":
-        memory.is_own_work, memory.put_in = True, tuple([known[node] for node in words])
+    elif kind in ("sent", "tried"):
+        memory.is_own_work, memory.is_unfinished = True, kind == "tried"
+        memory.put_in = tuple([known[node] for node in words])
     elif kind == "out":
         node, role, hold, until = words
         seconds = min(max(_number(hold), 0.0), LONGEST_HOLD)

@@ -142,7 +142,7 @@ class Restraint:
         memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
             memory.busy_until = now + self._policy.settle
-        memory.is_own_work = False
+        memory.is_own_work = memory.is_unfinished = False
         wanted = differences(sight.truth, view)
         if not wanted:
             memory.pause = 0.0
@@ -163,15 +163,27 @@ class Restraint:
                 events.append(event)
         return Judgement(tuple(events), tuple(held))
 
-    def sent(self, name: str, is_right: bool, now: float, attached: Collection[Node] = ()) -> None:
+    def sent(
+        self,
+        name: str,
+        is_right: bool,
+        now: float,
+        attached: Collection[Node] = (),
+        promoted: Node | None = None,
+        is_done: bool = True,
+    ) -> None:
         """Note what came of what was sent to a balancer.
 
         :param is_right: it made a difference; sending again what makes none helps nobody
         :param attached: the nodes that were put in
+        :param promoted: the node that has the writes by now
+        :param is_done: all of it was proven; else who is out may be so because of it
         """
         memory = self._balancers.setdefault(name, Memory())
-        memory.is_own_work = True
+        memory.is_own_work, memory.is_unfinished = True, not is_done
         memory.put_in = tuple(attached)
+        if promoted and memory.view:
+            memory.view = _moved_to(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
 
@@ -271,6 +283,7 @@ class Restraint:
                 seen = view.of(node)
                 if seen and seen.attached is False and sight.truth.role(node) is Role.STANDBY:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
+        if memory.is_unfinished:
             return
         # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
         # what was not its own; somebody may have meant the primary that it was. Nobody has taken out a primary that is
@@ -313,6 +326,22 @@ def _writers(view: View) -> list[Node]:
 def _goes_out(was: NodeView, seen: NodeView) -> bool:
     """Whether a node that served reads does so no more, or not after the next reload."""
     return bool(was.attached) and not was.writes and (seen.attached is False or (was.kept and not seen.kept))
+
+
+def _moved_to(node: Node, view: View) -> View:
+    """The view once a node has got the writes. Where the last writer is after that is not known."""
+    return view._replace(
+        nodes=tuple(
+            [
+                seen._replace(attached=True, writes=True, kept=True)
+                if seen.node == node
+                else seen._replace(attached=None, writes=False)
+                if seen.writes
+                else seen
+                for seen in view.nodes
+            ]
+        )
+    )
 
 
 def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:

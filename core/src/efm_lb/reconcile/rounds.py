@@ -119,7 +119,9 @@ class Rounds:
         for name, sent in done.items():
             last = sent[-1][1]
             attached = [event.node for event, one in sent if isinstance(event, Attach) and one.result is Result.CHANGED]
-            self._restraint.sent(name, last.result is Result.CHANGED, time.monotonic(), attached)
+            promoted = next((event.node for event, one in sent if isinstance(event, Promote) and _is_done(one)), None)
+            made_a_difference = last.result is Result.CHANGED
+            self._restraint.sent(name, made_a_difference, time.monotonic(), attached, promoted, _is_done(last))
             waits += [time.monotonic() + last.again_after] if last.again_after is not None else []
             lines += [
                 f"{name}: {_words(event)}: {one.result.value}: {one.detail}"
@@ -240,6 +242,10 @@ def _said(truth: Truth) -> list[tuple[object, ...]]:
     return [state[1:4] for state in truth.states]
 
 
+def _is_done(outcome: Outcome) -> bool:
+    return outcome.result in (Result.CHANGED, Result.UNCHANGED)
+
+
 def _key(event: Event) -> tuple[str, str]:
     return type(event).__name__, event.node.name
 
@@ -271,7 +277,7 @@ def _is_right(
 ) -> bool:
     for name, answer in views.items():
         outcome = outcomes.get(name)
-        if answer.failure or (outcome and outcome.result not in (Result.CHANGED, Result.UNCHANGED)):
+        if answer.failure or (outcome and not _is_done(outcome)):
             return False
         if verdicts[name].events and not outcome:
             return False
