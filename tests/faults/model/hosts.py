@@ -110,10 +110,13 @@ class Host:
         detach_live_primary: DetachLivePrimary,
         deadline: float,
         connect_timeout: float,
+        by_timer: bool,
     ) -> None:
         self.name = name
         self.world = world
+        self.by_timer = by_timer
         self.service: Task | None = None
+        self._look: Task | None = None
         self.looked = 0.0
         self.rounds: rounds.Rounds | None = None
         self.configuration = Configuration(
@@ -163,32 +166,56 @@ class Host:
         return task
 
     def serve(self) -> None:
-        """Run reconcile as a service."""
+        """Run reconcile: as a service, or by a timer, each time for one look."""
+        simulation = self.world.simulation
+        if not self.by_timer:
+
+            def goes_on(its: rounds.Rounds, vigil: Any) -> None:
+                service._watch(self.configuration, False, lambda: False, vigil, its, Supervisor({}))
+
+            self.service = self._reconcile(goes_on)
+            return
+
+        def timer() -> None:
+            while True:
+                self._look = self._reconcile(lambda its, vigil: service._once(self.configuration, its, False))
+                while not self._look.done:
+                    simulation.wait(float("inf"), self._look.ended)
+                simulation.sleep(self.configuration.reconcile.period)
+
+        self.service = simulation.spawn(timer, f"{self.name} timer", host=self)
+
+    def _reconcile(self, work: Callable[[rounds.Rounds, Any], object]) -> Task:
+        """Begin a process of reconcile's."""
         world = self.world
 
         def run() -> None:
-            vigil = _Vigil(world, self.name, self.configuration.connect_timeout)
-            self.rounds = rounds.Rounds(self.configuration, vigil)  # type: ignore[arg-type]
+            vigil: Any = _Vigil(world, self.name, self.configuration.connect_timeout)
+            self.rounds = rounds.Rounds(self.configuration, vigil)
             self.rounds.play = functools.partial(self._play, self.rounds.play)  # type: ignore[method-assign]
-            service._watch(self.configuration, False, lambda: False, vigil, self.rounds, Supervisor({}))  # type: ignore[arg-type]
+            work(self.rounds, vigil)
 
-        self.service = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
-        self.service.began = world.simulation.now
+        task = world.simulation.spawn(run, f"{self.name} reconcile", host=self)
+        task.began = world.simulation.now
         world.watch.looks(self.name, self.looked)
+        return task
 
     def _play(self, play: Callable[[float], rounds.Round], patience: float) -> rounds.Round:
         """Play a round, and note when it began: at its end is kept what it has seen."""
         began = self.world.simulation.now
         played = play(patience)
         self.looked = began
+        self.world.watch.looked(self.name, began)
         return played
 
     def ends(self) -> None:
-        """Kill the service."""
+        """Kill reconcile."""
         if self.service:
             self.world.simulation.say(f"{self.name} reconcile is killed")
             self.world.simulation.kill(self.service)
-            self.service = None
+            if self._look:
+                self.world.simulation.kill(self._look)
+            self.service = self._look = None
 
     def forget(self) -> None:
         """Remove what this host has seen of timelines, and start the service again."""

@@ -44,6 +44,8 @@ __all__ = ["FENCED", "Watch", "wrong"]
 
 FENCED = "writes follow timeline"
 """What a refusal says that comes from the balancer's own file."""
+_WHOLE = 1.0
+"""Seconds that what a service has kept for the next one is inexact by: it is in whole seconds."""
 CROSSING = 1.0
 """Seconds after which two hosts that crossed must have seen it and ended it."""
 
@@ -67,14 +69,14 @@ class Watch:
 
     :ivar out: when each node was taken out of a balancer while it was up, by balancer
     :ivar obeys: EFM may take out a live primary
-    :param policy: of reconcile
+    :param policy: of reconcile; its period is the longest time between two looks
     :param oldest: seconds that an answer may be old when it is acted on
     """
 
     def __init__(self, simulation: Simulation, cluster: Cluster, policy: Reconcile, oldest: float) -> None:
         self._simulation = simulation
         self._cluster = cluster
-        self._policy = policy
+        self.policy = policy
         self._oldest = oldest
         self.obeys = False
         self.out: dict[tuple[str, Database], list[float]] = {}
@@ -84,6 +86,7 @@ class Watch:
         self._on_purpose: dict[tuple[str, Database], float] = {}
         self._touches: dict[str, list[tuple[float, Task | None]]] = {}
         self._wrote: dict[str, list[tuple[Task | None, Sequence[Database]]]] = {}
+        self._looked: dict[str, list[float]] = {}
         self._services: dict[str, list[tuple[float, float]]] = {}
         self._remembered: dict[str, list[tuple[float, int]]] = {}
         self.counts: dict[str, int] = {}
@@ -133,12 +136,15 @@ class Watch:
         at = self._on_purpose.get((balancer.name, database))
         if at is None or self._cluster.was_cut or database.promoted_at > at:
             return
-        since, look = at, self._policy.period + 2.0
+        since, look = at, self.policy.period + 2.0
         if task.process.began + look > at:
             calls = self._done.get((task.host.name, database.node.name), ())
             began = [began for began, wanted, when in calls if not wanted and when >= at]
-            since = min(at, *began) if began else -inf
-        if self._simulation.now >= since + self._policy.hold:
+            since = min(at, *began) - _WHOLE if began else -inf
+        look = max(
+            look, at - max((looked for looked in self._looked.get(task.host.name, ()) if looked < at), default=0.0)
+        )
+        if self._simulation.now >= since + self.policy.hold:
             return  # or it cannot know
         touches = self._touches[balancer.name]
         own = {teller for touch, teller in touches if touch == at} - {None}
@@ -191,6 +197,10 @@ class Watch:
             is_so = node in balancer.readers
         if not is_so:
             self._never(f"{balancer.name} is not as it was reported after {type(event).__name__} {node}")
+
+    def looked(self, host: str, at: float) -> None:
+        """A host's reconcile service has played a round that began at a time."""
+        self._looked.setdefault(host, []).append(at)
 
     def looks(self, host: str, looked: float) -> None:
         """A host's reconcile service has begun to look.
@@ -323,13 +333,13 @@ class Watch:
         tell, or who has just begun to look again; twice as long each further time, unless it has been back for as long
         as it was out.
         """
-        until, seconds, period = 0.0, self._policy.hold, self._policy.period
+        until, seconds, period = 0.0, self.policy.hold, self.policy.period
         for at in self.out.get((balancer.name, database), ()):
             looks = [at, *[began for looked, began in self._services[host] if looked <= at <= began]]
             noticed = [look for look in looks if database.served_between(look - period, look + period + work)]
             if noticed:
                 if at >= until + seconds / 2:
-                    seconds = self._policy.hold
+                    seconds = self.policy.hold
                 until = max(until, max(noticed) + seconds)
                 seconds *= 2
         # Who begins to look counts the newest call of its own host that was carried out.
@@ -337,7 +347,7 @@ class Watch:
             calls = [call for call in self._done.get((host, database.node.name), ()) if call[2] <= began]
             called, wanted, _ = max(calls, default=(0.0, True, 0.0))
             if not wanted:
-                until = max(until, called + self._policy.hold)
+                until = max(until, called + self.policy.hold)
         return until
 
 

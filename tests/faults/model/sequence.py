@@ -91,7 +91,10 @@ def _world(seed: str, random: Random, trace: list[str] | None) -> tuple[World, l
     cluster = Cluster(simulation, size, tells_timeline=random.random() < 0.8, archive=random.random() < 0.5)
     rhythm = Reconcile(random.choice((1.0, 5.0)), random.choice((0.5, 2.0)), random.choice((10.0, 30.0)))
     rhythm = rhythm._replace(detach_after=Random(f"{seed}.detach").choice((0.0, 3.0, 8.0)))
-    watch = Watch(simulation, cluster, rhythm, oldest=_DEADLINE + _CONNECT_TIMEOUT)
+    by_timer = Random(f"{seed}.timer").random() < 0.15
+    # Who looks once waits for what is due soon, and only then ends.
+    judged_by = rhythm._replace(period=rhythm.period + _DEADLINE) if by_timer else rhythm
+    watch = Watch(simulation, cluster, judged_by, oldest=_DEADLINE + _CONNECT_TIMEOUT)
     world = World(simulation, cluster, watch)
     hosts.use(world)
     servers = random.sample(("host1", "host2", "host3"), random.choice((0, 1, 1, 2, 3)))
@@ -109,12 +112,13 @@ def _world(seed: str, random: Random, trace: list[str] | None) -> tuple[World, l
     detach_live = random.choice((DetachLivePrimary.DEFER,) * 8 + (DetachLivePrimary.OBEY, DetachLivePrimary.REFUSE))
     watch.obeys = detach_live is DetachLivePrimary.OBEY
     for name in ("host1", "host2", "host3"):
-        world.hosts[name] = Host(name, world, rhythm, detach_live, _DEADLINE, _CONNECT_TIMEOUT)
+        world.hosts[name] = Host(name, world, rhythm, detach_live, _DEADLINE, _CONNECT_TIMEOUT, by_timer)
     for name in servers:
         world.hosts[name].serve()
     if trace is not None:
         trace += [
-            f"seed {seed}: {size} nodes, {', '.join(kinds)}; reconcile on {', '.join(servers) or 'no host'}",
+            f"seed {seed}: {size} nodes, {', '.join(kinds)}; reconcile on {', '.join(servers) or 'no host'}"
+            f"{', by a timer' * by_timer}",
             f"{rhythm}, {detach_live}, search_primary_node_timeout {search_timeout}, {reads}, READ {policy},"
             f" hold {hold:g}, timelines {'told' if cluster.tells_timeline else 'not told'} by standbys",
         ]
@@ -127,7 +131,7 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
     :return: seconds after the last fault
     :raises Violation: it is not, in time
     """
-    simulation, watch, rhythm = world.simulation, world.watch, hosts[0].configuration.reconcile
+    simulation, watch, rhythm = world.simulation, world.watch, world.watch.policy
     while any(not call.done for call in world.calls if "--follow-up" not in call.argv):
         simulation.run(simulation.now + 0.5)  # what a call does that EFM has made is a fault as the call itself
         efm.last_fault = simulation.now
