@@ -226,6 +226,6 @@ class Haproxy:
 
     def _goes_out(self, server: Server, database: Database) -> bool:
         """Whether a server that is ready no more was the last one of a primary, or one for reads of a standby."""
-        if not database.is_primary:
+        if database.in_recovery:
             return server.proxy == READ
         return database not in (*self.writers, *self.readers)
