@@ -42,7 +42,8 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:  # type: ignore[empty-body]
     Values from the environment are texts: they are coerced by each property's
     ``type`` (``integer``, ``number``, ``boolean``, ``string``, ``array`` of these,
     split at commas). Unknown properties are always an error. A property's
-    ``description`` becomes the reference documentation. The keyword ``x-identity``,
+    ``description`` becomes the reference documentation. The keyword ``x-expected`` beside
+    a ``pattern`` says in words what it demands, for messages. The keyword ``x-identity``,
     a list of lists of settings, says when two balancers are one and are refused: when
     they have a value in common in each of the lists. Without it, when all is the same.
 

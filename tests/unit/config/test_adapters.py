@@ -70,6 +70,27 @@ def test_references_within_the_schema() -> None:
     assert read({"port": "70000"}, schema)[1] == [Problem("port", "70000 is greater than the maximum of 65535")]
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"pattern": "^/"}, "'x y' is not an absolute path"),
+        ({"pattern": "^[a-z]+$", "x-expected": "a word"}, "'x y' is not a word"),
+        ({"pattern": "^[a-z]+$"}, "'x y' does not match '^[a-z]+$'"),
+    ],
+)
+def test_a_pattern_in_words(setting: dict[str, str], message: str) -> None:
+    schema = closed(
+        {
+            "properties": {
+                "a": {"type": "string", **setting},
+                "b": {"type": "array", "items": {"type": "string", **setting}},
+            }
+        }
+    )
+    assert read({"a": "x y"}, schema)[1] == [Problem("a", message)]
+    assert read({"b": "x y"}, schema)[1] == [Problem("b", message)]
+
+
 def test_a_problem_of_several_settings_waits_until_each_is_right() -> None:
     schema = closed(
         {
@@ -78,7 +99,7 @@ def test_a_problem_of_several_settings_waits_until_each_is_right() -> None:
         }
     )
     assert read({"a": "x"}, schema)[1] == [Problem("a", "'x' is not an integer")]
-    assert read({"a": "1"}, schema)[1] == [Problem(None, "'b' is a dependency of 'a'")]
+    assert read({"a": "1"}, schema)[1] == [Problem("b", "missing, but needed with A")]
 
 
 @pytest.mark.parametrize(

@@ -326,3 +326,30 @@ def test_two_load_balancers_that_have_something_in_common(
     load: Compose, adapter: str, first: dict[str, str], second: dict[str, str]
 ) -> None:
     assert len(load(blocks(adapter, first, second)).configuration.balancers) == 2
+
+
+@pytest.mark.parametrize(
+    ("adapter", "settings", "message"),
+    [
+        ("haproxy", EDGE | {"WRITE": "pg write"}, "WRITE (FILE:4): 'pg write' is not the name of a proxy: .*"),
+        ("haproxy", EDGE | {"PROGRAM": "haproxy"}, "PROGRAM (FILE:5): 'haproxy' is not an absolute path or none"),
+        ("haproxy", EDGE | {"CERTFILE": "/x"}, "CAFILE: missing, but needed with CERTFILE"),
+        ("pgbouncer", PGB | {"CONFIG": "pgb.ini"}, "CONFIG (FILE:4): 'pgb.ini' is not an absolute path"),
+        ("pgbouncer", PGB | {"WRITE": "my app"}, "WRITE (FILE:5): 'my app' is not the name of an entry: .*"),
+        ("pgbouncer", PGB | {"ADMIN": "pgb1:6432"}, "ADMIN (FILE:3): 'pgb1:6432' is not a connection string such as .*"),
+        ("pgbouncer", PGB | {"ADMIN": "/run/pgb"}, "ADMIN (FILE:3): '/run/pgb' is not a connection string such as .*"),
+    ],
+)
+def test_what_an_adapter_wants_is_told_in_words(
+    complain: Complain, adapter: str, settings: dict[str, str], message: str
+) -> None:
+    (said,) = complain("\n".join(blocks(adapter, settings, {}).splitlines()[: 2 + len(settings)]) + "\n")
+    parts = [re.escape(part) for part in f"EFM_LB_BALANCERS__A__{message}".split(".*")]
+    assert re.fullmatch(".*".join(parts), said), said
+
+
+@pytest.mark.parametrize("admin", ["host=/run/pgb", "port = 6432", "postgresql://efm@pgb1:6432", "postgres://pgb1"])
+def test_all_forms_of_a_connection_string(load: Compose, admin: str) -> None:
+    settings = PGB | {"ADMIN": admin}
+    (balancer,) = load("\n".join(blocks("pgbouncer", settings, {}).splitlines()[:5]) + "\n").configuration.balancers
+    assert balancer.settings["admin"] == [admin]

@@ -12,7 +12,12 @@ from efm_lb_haproxy.settings import setup_of
 if TYPE_CHECKING:
     from efm_lb import Finding, View
 
-_PROXIES = {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9_.:-]+$"}, "minItems": 1}
+_PROXY = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_.:-]+$",
+    "x-expected": "the name of a proxy: letters, digits and _ . : -",
+}
+_PROXIES = {"type": "array", "items": _PROXY, "minItems": 1}
 
 
 @hookimpl
@@ -61,6 +66,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
             "program": {
                 "type": "string",
                 "pattern": "^(/.*|none)$",
+                "x-expected": "an absolute path or none",
                 "description": (
                     "The haproxy program that validates a changed configuration; `none` not to validate. Without it,"
                     " it is looked for on this host."

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 @hookimpl
 def efm_lb_settings_schema() -> Mapping[str, Any]:
-    name = {"type": "string", "pattern": NAME}
+    name = {"type": "string", "pattern": NAME, "x-expected": "the name of an entry: letters, digits and _ . -"}
+    console = {
+        "type": "string",
+        "pattern": "=|^postgres(ql)?://",  # libpq would take a word for a database, and connect to its default place
+        "x-expected": "a connection string such as host=/run/pgbouncer port=6432 user=efm_lb",
+    }
     return {
         "type": "object",
         "properties": {
             "admin": {
                 "type": "array",
-                "items": {"type": "string", "minLength": 1},
+                "items": console,
                 "minItems": 1,
                 "description": (
                     "How to reach PgBouncer's console: a libpq connection string without a password, such as"

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
+from jsonschema.exceptions import SchemaError, ValidationError
 
 from efm_lb.config.coerce import SCALARS, coerce, text_of
 from efm_lb.config.model import DELIMITER
@@ -16,11 +16,15 @@ from efm_lb.config.names import ADAPTER, HOST_SSH
 from efm_lb.configuration import AdapterSource
 from efm_lb.plugins import PATIENCE, Description, describe
 
-__all__ = ["IDENTITY", "BadSchemaError", "Problem", "ask", "closed", "in_common", "read"]
+__all__ = ["EXPECTED", "IDENTITY", "BadSchemaError", "Problem", "ask", "closed", "in_common", "read"]
 
 IDENTITY = "x-identity"
 """The keyword of an adapter's schema that says when two balancers are the same: a list of lists of settings. They are
 when they have a value in common in each of the lists, whichever of its settings holds it."""
+
+EXPECTED = "x-expected"
+"""The keyword beside a ``pattern`` that says in words what it demands: a regular expression helps nobody in a message."""
+_ABSOLUTE_PATH = "^/"
 
 
 class BadSchemaError(Exception):
@@ -158,7 +162,11 @@ def _violations(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Itera
     validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     for error in validator.iter_errors(settings):
         if error.absolute_path:
-            yield Problem(str(error.absolute_path[0]), error.message)
+            yield Problem(str(error.absolute_path[0]), _in_words(error))
+        elif error.validator == "dependentRequired":
+            for key, needed in error.validator_value.items():
+                missing = [each for each in needed if key in settings and each not in settings]
+                yield from (Problem(each, f"missing, but needed with {key.upper()}") for each in missing)
         elif error.validator == "required":
             # Not the schema's own list, which is done with, but a condition (if/then) on the other settings.
             always = schema.get("required", ())
@@ -167,3 +175,10 @@ def _violations(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Itera
                     yield Problem(key, "missing, but needed with this balancer's other settings")
         else:
             yield Problem(None, error.message)
+
+
+def _in_words(error: ValidationError) -> str:
+    if error.validator != "pattern":
+        return str(error.message)
+    expected = "an absolute path" if error.validator_value == _ABSOLUTE_PATH else error.schema.get(EXPECTED)
+    return f"{error.instance!r} is not {expected}" if expected else str(error.message)
