@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from efm_lb.rehearsal.cluster import Cluster
+from efm_lb.rehearsal.cluster import SUPERUSER, Cluster
 from efm_lb.rehearsal.haproxy import READ, WRITE, Haproxy
 from efm_lb.rehearsal.hooks import Hook, Run
 from efm_lb.rehearsal.pgbouncer import ADMIN_USER, Pgbouncer
@@ -290,11 +290,14 @@ def test_a_user_who_may_only_look(both: Both, start_pgbouncer: Callable[..., Pgb
     assert both.haproxy_is_right
 
 
-def test_a_database_server_instead_of_pgbouncer(both: Both, cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("user", "message"), [(ADMIN_USER, "refuses the login"), (SUPERUSER, "is no PgBouncer: .*3D000")]
+)
+def test_a_database_server_instead_of_pgbouncer(both: Both, cluster: Cluster, user: str, message: str) -> None:
     node = cluster.nodes[0]
-    run = both.detach(**{ADMIN: f"host={node.host} port={node.port} user={ADMIN_USER}"})
+    run = both.detach(**{ADMIN: f"host={node.host} port={node.port} user={user}"})
     assert run.exit_code == 69, run.output
-    assert f"port={node.port}" in told(run.output, "pgb1")
+    assert re.search(f"port={node.port} .*{message}", told(run.output, "pgb1")), run.output
     assert both.pgbouncer.entries.read_bytes() == both.entries
     assert both.haproxy_is_right
 

@@ -336,7 +336,11 @@ def test_two_load_balancers_that_have_something_in_common(
         ("haproxy", EDGE | {"CERTFILE": "/x"}, "CAFILE: missing, but needed with CERTFILE"),
         ("pgbouncer", PGB | {"CONFIG": "pgb.ini"}, "CONFIG (FILE:4): 'pgb.ini' is not an absolute path"),
         ("pgbouncer", PGB | {"WRITE": "my app"}, "WRITE (FILE:5): 'my app' is not the name of an entry: .*"),
-        ("pgbouncer", PGB | {"ADMIN": "pgb1:6432"}, "ADMIN (FILE:3): 'pgb1:6432' is not a connection string such as .*"),
+        (
+            "pgbouncer",
+            PGB | {"ADMIN": "pgb1:6432"},
+            "ADMIN (FILE:3): 'pgb1:6432' is not a connection string such as .*",
+        ),
         ("pgbouncer", PGB | {"ADMIN": "/run/pgb"}, "ADMIN (FILE:3): '/run/pgb' is not a connection string such as .*"),
     ],
 )

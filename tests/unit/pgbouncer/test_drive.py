@@ -270,6 +270,13 @@ def test_one_of_two_processes_that_answers_nonsense(config):
         assert second.places["app"] == ("10.0.0.2", "5444"), "the other one is right"
 
 
+def test_what_went_wrong_before_the_deadline_cut_the_last_try_short(fake):
+    fake.instead["SHOW DATABASES"] = [cut(30), hang]
+    patient = balancer(fake)._replace(connect_timeout=20)
+    with pytest.raises(TemporaryError, match=r"went silent; before: .*SHOW DATABASES: server closed the connection"):
+        adapter.efm_lb_promote(PROMOTE, patient, time.monotonic() + 2)
+
+
 def test_data_that_nobody_asked_for(fake):
     """Copy data would be waited for without end."""
     fake.instead["SHOW DATABASES"] = [raw(message(b"H", struct.pack("!bh", 0, 0)))] * 99
@@ -523,6 +530,7 @@ def test_what_cannot_be_written_is_tried_once(fake, config, monkeypatch):
         (failure("no such user", "FATAL", "28000"), PermanentError, "refuses the login.*must be in admin_users"),
         (message(b"R", struct.pack("!i", 3)), PermanentError, "wants a password.*PASSFILE must have a line"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", PermanentError, "is no PgBouncer: .*but received H"),
+        (failure('database "pgbouncer" does not exist', "FATAL", "3D000"), PermanentError, "is no PgBouncer: .*3D000"),
         (message(b"R", struct.pack("!i", 99)), TemporaryError, "authentication method 99 not supported"),
         (failure("the server is shutting down", "FATAL", "57P01"), TemporaryError, "shutting down"),
     ],

@@ -22,8 +22,11 @@ _NO_RETRY = ("connection option", "connection string", "connection info string",
 _LOGIN_REFUSED = ("28000", "28P01")
 _REFUSALS = ("not allowed", "no such user", "authentication failed", "auth failed", "login rejected", "SSL required")
 """What PgBouncer says when it lets nobody in; most of it has the SQLSTATE of a protocol violation."""
-_NO_POSTGRESQL = ("expected authentication request", "invalid response to SSL negotiation")
-"""What libpq says of a server that speaks another protocol."""
+_NO_PGBOUNCER = (
+    *("expected authentication request", "invalid response to SSL negotiation"),
+    *("error response during SSL exchange", ":  3D000: "),
+)
+"""What is said of a server that speaks another protocol; and what PostgreSQL says, which has no such database."""
 
 
 class Interrupted(TemporaryError):
@@ -97,7 +100,7 @@ class Console:
         except ConnectionFailed as failure:
             if any(words in failure.words for words in _NO_RETRY):
                 raise PermanentError(f"ADMIN {self} is no connection string: {failure}") from None
-            if any(words in failure.words for words in _NO_POSTGRESQL):
+            if any(words in failure.words for words in _NO_PGBOUNCER):
                 raise PermanentError(f"ADMIN {self} is no PgBouncer: {failure}") from None
             if failure.needs_password:
                 raise PermanentError(f"{self} wants a password: {failure}; PASSFILE must have a line for it") from None

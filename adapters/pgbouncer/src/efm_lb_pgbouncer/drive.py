@@ -358,7 +358,7 @@ class _Told:
         if words not in self.did:
             self.did.append(words)
 
-    def but(self, error: Exception) -> str:
+    def but(self, error: Exception | str) -> str:
         return f"{', '.join(self.did)}, but {error}" if self.did else str(error)
 
 
@@ -370,6 +370,7 @@ def _settler(
     def settle() -> list[str]:
         told = _Told()
         current = session
+        before = ""
         while True:
             try:
                 if current is None:
@@ -380,8 +381,13 @@ def _settler(
                 if current:
                     current.close()
                     current = None
+                said = str(error)
+                if before and before != said and monotonic() >= limit:
+                    # It was cut short by the deadline, which tells less than what went wrong before.
+                    raise TemporaryError(told.but(f"{said}; before: {before}")) from None
                 if monotonic() + _RETRY_PAUSE >= limit:
-                    raise TemporaryError(told.but(error)) from None
+                    raise TemporaryError(told.but(said)) from None
+                before = said
                 sleep(_RETRY_PAUSE)
             except (TemporaryError, PermanentError) as error:
                 if current and told.lifted:

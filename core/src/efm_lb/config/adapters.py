@@ -23,7 +23,7 @@ IDENTITY = "x-identity"
 when they have a value in common in each of the lists, whichever of its settings holds it."""
 
 EXPECTED = "x-expected"
-"""The keyword beside a ``pattern`` that says in words what it demands: a regular expression helps nobody in a message."""
+"""The keyword beside a ``pattern`` that says in words what it demands: a regular expression is no message."""
 _ABSOLUTE_PATH = "^/"
 
 
@@ -180,5 +180,6 @@ def _violations(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Itera
 def _in_words(error: ValidationError) -> str:
     if error.validator != "pattern":
         return str(error.message)
-    expected = "an absolute path" if error.validator_value == _ABSOLUTE_PATH else error.schema.get(EXPECTED)
+    setting = error.schema if isinstance(error.schema, Mapping) else {}
+    expected = "an absolute path" if error.validator_value == _ABSOLUTE_PATH else setting.get(EXPECTED)
     return f"{error.instance!r} is not {expected}" if expected else str(error.message)
