@@ -81,10 +81,10 @@ class Answers:
 class Probe:
     """Asks nodes in parallel, one thread each.
 
-    :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
     A node that has been silent for the whole time-out does not get it again when it is asked once more, but
     `SECOND_LOOK`: a dead host costs its time-out once, however often the databases are asked.
 
+    :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
     :param timeout: seconds that a node has to answer, from connect to the query's result
     :param begun: logins that are under way; each serves one question
     """

@@ -13,6 +13,7 @@ from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, Hook, hook_environment
 from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.rehearsal.scenarios import Order, Scenario
 from efm_lb.rehearsal.waiting import wait_until
 from integration.real import follow_ups
 
@@ -130,6 +131,12 @@ def test_help(words: list[str]) -> None:
     done = run(*words)
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_the_help_of_rehearse_names_what_there_is() -> None:
+    text = run("rehearse", "--help").stdout.replace("│", "").split()
+    words = {word.strip(".,") for word in text}
+    assert words >= {each.value for each in (*Scenario, *Order)}
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

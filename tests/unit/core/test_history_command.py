@@ -108,7 +108,14 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 def test_before_the_first_call(host: Host) -> None:
     assert host.run() == f"no call is in the journal {host.path}\n"
-    assert "no call last" in host.run("show", "last", code=2)
+    assert host.run("show", code=2) == "efm-lb: no call is in the journal of this host\n"
+
+
+def test_the_last_call_is_shown_when_none_is_named(host: Host) -> None:
+    host.call("a1")
+    host.call("b2", "detach", "db1")
+    assert "called: detach db1" in host.run("show")
+    assert host.run("show") == host.run("show", "last")
 
 
 def test_a_call_and_its_follow_ups(host: Host) -> None:

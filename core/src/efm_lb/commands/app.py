@@ -219,7 +219,7 @@ def history_list(
 
 @history.command("show")
 def history_show(
-    call: Annotated[str, typer.Argument(help="Its name, as much of it as no other call has; or last.", metavar="ID")],
+    call: Annotated[str, typer.Argument(help="Its name, as much of it as no other call has.", metavar="ID")] = "last",
     cluster: Cluster = "efm",
     env_file: EnvFile = None,
     json: Json = False,
@@ -235,7 +235,12 @@ def history_show(
 def rehearse(
     scenario: Annotated[
         list[str] | None,
-        typer.Option("--scenario", help="May be repeated; all of them when left out.", show_default=False),
+        typer.Option(
+            "--scenario",
+            help="consistent, switchover, failover, rejoin, standby-stop or standby-start. May be repeated; all of"
+            " them when left out.",
+            show_default=False,
+        ),
     ] = None,
     order: Annotated[
         str,

@@ -77,7 +77,9 @@ def find(calls: Sequence[PastCall], name: str) -> PastCall:
 
     :raises CallError: there is none, or several
     """
-    if name == LAST and calls:
+    if not calls:
+        raise CallError("no call is in the journal of this host")
+    if name == LAST:
         return calls[-1]
     found = [call for call in calls if call.name == name] or [call for call in calls if call.name.startswith(name)]
     if len(found) == 1:
