@@ -31,7 +31,7 @@ def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     try:
         from efm_lb.__main__ import main
-    except (OSError, ImportError) as error:  # too few file descriptors, say
+    except (OSError, ImportError, MemoryError) as error:  # too few file descriptors, say
         try:
             write(1, f"efm-lb: cannot begin: {error}\n".encode("utf-8", "backslashreplace"))
         finally:

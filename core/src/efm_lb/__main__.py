@@ -20,7 +20,7 @@ def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     try:
         _run()
-    except (OSError, ImportError) as error:  # a module of ours cannot be read
+    except (OSError, ImportError, MemoryError) as error:  # a module of ours cannot be read
         code, why = unforeseen(error)
         try:
             os.write(1, f"efm-lb: {printable(why)}\n".encode("utf-8", "backslashreplace"))

@@ -45,7 +45,10 @@ class _Adapter:
         self._hooks: Any = None
         self._failure: TemporaryError | PermanentError | None = None
         self._thread = threading.Thread(target=self._load, name=source.name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads for this user
+            self._failure = TemporaryError(f"{self} was not imported: {error}")
 
     def _load(self) -> None:
         try:
@@ -68,7 +71,8 @@ class _Adapter:
         :raises PermanentError: the adapter cannot be used
         :raises TemporaryError: it is not imported by the deadline
         """
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if not self._failure:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._failure:
             raise self._failure
         if self._hooks is None:
@@ -221,8 +225,12 @@ class Dispatcher:
             if (last := self._running.get(balancer.name)) and last.is_alive():
                 continue  # its adapter hangs: one thread for it is enough
             thread = threading.Thread(target=run, args=(balancer,), name=balancer.name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads for this user
+                answers[balancer.name] = self._not_called(balancer, error), time.monotonic() - started
+                continue
             self._running[balancer.name] = thread
-            thread.start()
             threads.append(thread)
         missing = {balancer.name: balancer for balancer in self._balancers}
         while missing:
@@ -258,6 +266,9 @@ class Dispatcher:
             if lack(error):
                 return Answer(None, Outcome(Result.TEMPORARY, f"{way}: {error}"))
             return Answer(None, Outcome(Result.BUG, f"{way}: {_where(error)}"))
+
+    def _not_called(self, balancer: Balancer, error: RuntimeError) -> Answer:
+        return Answer(None, Outcome(Result.TEMPORARY, f"{self._ways[balancer.name]} was not called: {error}"))
 
     def _late(self, balancer: Balancer) -> Answer:
         way = self._ways[balancer.name]

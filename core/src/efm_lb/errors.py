@@ -42,6 +42,14 @@ EX_CONFIG = 78
 """Wrong settings."""
 
 
+_LACKS = (
+    "Too many open files",
+    "Cannot allocate memory",
+    "failed to map segment",  # the dynamic linker's words for it
+    "can't start new thread",
+)
+
+
 def printable(text: str) -> str:
     """``text`` in one line, with escapes for all that a terminal, a mail or a log would obey."""
     if text.isprintable():
@@ -50,14 +58,16 @@ def printable(text: str) -> str:
 
 
 def lack(error: BaseException | str) -> str:
-    """What this process has no more of, in words: file descriptors or memory. That says nothing of anybody else.
+    """What this process has no more of, in words: descriptors, memory, threads. That says nothing of anybody else.
 
     :param error: or its text; libpq and the dynamic linker have no other way to say so
     :return: empty when it is another error
     """
     text = str(error)
-    if "Too many open files" in text or "Cannot allocate memory" in text:
+    if any(words in text for words in _LACKS):
         return text
+    if isinstance(error, MemoryError):
+        return text or "no memory is left"
     # A module that cannot be read is taken by another one for one that is not installed.
     return lack(error.__context__) if isinstance(error, ImportError) and error.__context__ else ""
 

@@ -12,6 +12,8 @@ import ctypes
 import os
 from ctypes import c_char_p, c_int, c_void_p
 
+from efm_lb.errors import lack
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -86,6 +88,7 @@ def load() -> Any:
     :return: the library; call its functions by their C names
     :raises LibpqNotFoundError: no libpq.so.5 was found; a witness node needs the package
         ``libpq5`` (Debian), ``postgresql-libs`` or ``libpq`` (Red Hat), or EDB's client libraries
+    :raises OSError: there is one, and this process lacks what it takes to load it
     """
     library = _open()
     for name, restype, argtypes in _SIGNATURES:
@@ -127,15 +130,21 @@ def _open() -> ctypes.CDLL:
 
 
 def _opened(path: str) -> ctypes.CDLL | None:
-    """A library, None where there is none.
+    """A library, None where there is none. Raises OSError for a `lack`.
 
     The dynamic linker is called as any other C function is, without the interpreter lock. ctypes would hold it for as
     long as a quarter of the hook's imports take, which go on meanwhile.
     """
-    dlopen = ctypes.CDLL(None).dlopen
-    dlopen.restype, dlopen.argtypes = c_void_p, (c_char_p, c_int)
+    linker = ctypes.CDLL(None)
+    dlopen, dlerror = linker.dlopen, linker.dlerror  # looking the second one up later would lose what it has to say
+    dlopen.restype, dlopen.argtypes, dlerror.restype = c_void_p, (c_char_p, c_int), c_char_p
     handle = dlopen(path.encode(), os.RTLD_NOW)
-    return ctypes.CDLL(path, handle=handle) if handle else None
+    if handle:
+        return ctypes.CDLL(path, handle=handle)
+    why = (dlerror() or b"").decode("utf-8", "replace")
+    if lack(why):
+        raise OSError(why)
+    return None
 
 
 def _packaged() -> list[str]:

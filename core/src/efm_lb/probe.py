@@ -104,7 +104,10 @@ class Probe:
         library()  # before there are threads: it changes the environment
         answers = Answers({node: self._deadline(node, min(self._timeout, timeout or self._timeout)) for node in nodes})
         for node in answers.nodes:
-            threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
+            try:
+                threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
+            except RuntimeError as error:  # no more threads for this user
+                answers.add(unasked(node, error))
         return answers
 
     def truth(self, nodes: Iterable[Node], timeout: float | None = None) -> Truth:

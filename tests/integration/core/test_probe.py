@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,6 +65,31 @@ def test_a_process_without_file_descriptors_holds_no_node_for_dead(cluster: Clus
     assert [state.reach for state in truth.states] == [Reach.DENIED] * 3, "it is not known what they are"
     assert all("Too many open files" in state.detail for state in truth.states)
     assert seconds < TIMEOUT
+
+
+def test_a_process_without_threads_holds_no_node_for_dead(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def limited(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    truth, _ = ask(cluster)
+    assert [state.reach for state in truth.states] == [Reach.ACCEPTING, Reach.DENIED, Reach.DENIED]
+    assert truth.states[1].detail == "RuntimeError: can't start new thread"
+
+
+def test_a_libpq_that_cannot_be_loaded_now_is_not_one_that_is_not_installed() -> None:
+    starved = (
+        "import resource; from efm_lb import libpq; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0)); libpq.load()"
+    )
+    done = subprocess.run([sys.executable, "-c", starved], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("OSError: ")
+    assert "Too many open files" in done.stderr
 
 
 def test_a_node_that_stays_silent_costs_the_time_out_once(cluster: Cluster) -> None:

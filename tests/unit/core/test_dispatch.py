@@ -125,6 +125,40 @@ def test_all_balancers_run_at_once_and_one_that_hangs_is_left_behind(configure: 
     assert outcomes[2].seconds < 0.3
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_balancer_for_which_there_is_no_thread_left_costs_the_others_nothing(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, imported: bool
+) -> None:
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "none":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    configuration = configure(none=lambda event: Outcome.changed("done"), ok=lambda event: Outcome.changed("done"))
+    dispatcher = Dispatcher(configuration) if imported else None
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    none, ok = (dispatcher or Dispatcher(configuration)).send(EVENT, soon(5))
+    assert none.result is Result.TEMPORARY
+    assert none.detail == "adapter none (dist-none 1.2) was not called: can't start new thread"
+    assert ok.result is Result.CHANGED
+
+
+def test_an_adapter_for_whose_import_there_is_no_thread_left(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        dispatcher = Dispatcher(configure(one=lambda event: Outcome.changed("done")))
+    (outcome,) = dispatcher.send(EVENT, soon(5))
+    assert outcome.result is Result.TEMPORARY
+    assert outcome.detail == "adapter one (dist-one 1.2) was not imported: can't start new thread"
+
+
 def test_a_plugin_that_cannot_be_imported_disables_only_itself(configure: Configure) -> None:
     configuration = configure(ok=lambda event: Outcome.changed("done"))
     gone = AdapterSource("gone", "no_such_adapter_module", "", "dist-gone", "3")

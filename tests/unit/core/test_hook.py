@@ -550,6 +550,26 @@ def test_a_bug_is_a_line_and_an_exit_code(world: World, run: Run, monkeypatch: p
     assert lines == ["efm-lb attach db2 p: a bug in efm-lb: ZeroDivisionError: ouch"]
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (MemoryError(), "no memory is left"),
+        (ImportError("_json.so: failed to map segment from shared object"), "_json.so: failed to map segment"),
+    ],
+)
+def test_what_the_process_lacks_is_no_bug(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hook, "decide", fail)
+    code, (line,) = run("attach", "db2", "p")
+    assert code == 75
+    assert line.startswith(f"efm-lb attach db2 p: this process lacks what it needs: {why}")
+
+
 def test_a_signal_after_the_last_step_is_a_line_and_an_exit_code(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
