@@ -6,9 +6,9 @@ Until a run has begun, `efm_lb_main` sees to that.
 from __future__ import annotations
 
 # The C functions behind `signal`, without the enumerations that it builds at import.
-from _signal import SIG_IGN, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+from _signal import ITIMER_REAL, SIG_IGN, SIGINT, SIGTERM, setitimer, signal  # type: ignore[import-not-found]
 
-__all__ = ["Terminated", "ignore", "raise_terminated"]
+__all__ = ["Terminated", "end_after", "ignore", "raise_terminated"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -19,6 +19,11 @@ def raise_terminated() -> None:
     """From now on the first of the signals raises `Terminated` in the main thread; those after it are ignored."""
     for number in (SIGTERM, SIGINT):
         signal(number, _terminate)
+
+
+def end_after(seconds: float) -> None:
+    """Let the kernel end this process then (SIGALRM), wherever it hangs and without a word; never for 0."""
+    setitimer(ITIMER_REAL, seconds)
 
 
 def ignore() -> None:

@@ -1,13 +1,16 @@
-"""Adapters that hang while the settings are read cost the others a part of the deadline, once, and the hook its end."""
+"""What hangs: adapters, while settings are read, cost the others a part of the deadline, once; and the run itself."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
 from efm_lb.rehearsal.stage import free_port
@@ -62,3 +65,36 @@ def test_two_that_hang_at_import(tmp_path: Path) -> None:
     assert [record["record"] for record in records] == ["call", "decision", "outcome"]
     good = records[2]["outcomes"]["good"]
     assert (good["result"], good["detail"]) == ("changed", "db1 is out")
+
+
+# The run itself hangs, while it holds the lock.
+HANGING = """
+import sys, threading
+from efm_lb import hook
+
+def hang(*given):
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+hook.decide, hook.HANGS = hang, 0.5
+sys.exit(hook.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--follow-up=0.1", "--call=1-1")])
+def test_a_run_that_hangs_does_not_hold_the_lock_for_ever(tmp_path: Path, more: tuple[str, ...]) -> None:
+    install(tmp_path / "site", "good", GOOD)
+    env_file = tmp_path / "efm.env"
+    env_file.write_text(
+        f"EFM_LB_NODES=db1=127.0.0.1:{free_port('127.0.0.1')}\nEFM_LB_STATE_DIR={tmp_path}\n"
+        "EFM_LB_DEADLINE=0.4\nEFM_LB_CONNECT_TIMEOUT=0.2\nEFM_LB_BALANCERS__GOOD__ADAPTER=good\n"
+    )
+    env_file.chmod(0o600)
+    environment = {**BARE_ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path])}
+    words = ["attach", "db1", "s", f"--env-file={env_file}"]
+    argv = [sys.executable, "-c", HANGING, *words, *more]
+    run = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (-signal.SIGALRM, "hangs\n"), run.stderr
+    argv = [sys.executable, "-m", "efm_lb", *words]
+    after = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "another call holds" not in after.stdout
