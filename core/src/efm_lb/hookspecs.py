@@ -214,7 +214,7 @@ def efm_lb_view(nodes: tuple[Node, ...], balancer: Balancer, deadline: float) ->
     """Read what the balancer believes about ``nodes``, and change nothing: ``efm-lb status``, ``plan``.
 
     :param nodes: the nodes of the cluster; match them with `Node.is_at`
-    :return: the view; nodes that the balancer does not know are left out
+    :return: the view; nodes that the balancer does not know are left out. ``kept=False`` where its files would undo it
     :raises TemporaryError: the balancer did not answer
     :raises PermanentError: it will not tell, such as a refused login
 

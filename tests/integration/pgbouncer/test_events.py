@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
 
 
@@ -187,6 +188,36 @@ def test_entries_for_writes_alone(manage, pgbouncer, cluster):
     switch_over(cluster)
     assert manager.send(Promote, 1).result is Result.CHANGED
     assert manager.belief() == "- P+ -"
+
+
+def test_what_the_file_would_undo_is_seen_and_put_right(manager, pgbouncer, cluster):
+    """Somebody has put an old file back, and has not loaded it."""
+    first = pgbouncer.entries.read_text()
+    switch_over(cluster)
+    assert manager.send(Promote, 1).result is Result.CHANGED
+    assert differences(manager.truth(), manager.view()) == ()
+    right = pgbouncer.entries.read_text()
+    pgbouncer.entries.write_text(first)
+    seen = manager.view()
+    assert not any(each.writes for each in seen.nodes), "a reload would move them back"
+    assert seen.of(manager.nodes[1]).detail == f"{WRITE} (CONFIG says otherwise), {READ} in CONFIG alone"
+    event, *_ = differences(manager.truth(), seen)
+    assert event == Promote(manager.nodes[1], manager.truth(), Origin.RECONCILE)
+    assert manager.send(Promote, 1).result is Result.CHANGED
+    assert differences(manager.truth(), manager.view()) == ()
+    assert pgbouncer.entries.read_text() == right
+
+
+def test_a_dead_standby_that_only_runs_is_taken_out(manager, pgbouncer, cluster):
+    """A PgBouncer that was frozen at the detach has the file of after it, and the entries of before it."""
+    standby = manager.nodes[2]
+    cluster.nodes[2].stop()
+    pgbouncer.entries.write_text(pgbouncer.entries.read_text().replace(f",{standby.host}", ""))
+    assert standby.name in disagreement(manager.truth(), manager.view())
+    (event,) = differences(manager.truth(), manager.view())
+    assert event == Detach(standby, manager.truth(), Origin.RECONCILE)
+    assert manager.send(Detach, 2).detail == "RELOAD"
+    assert differences(manager.truth(), manager.view()) == ()
 
 
 def test_check_of_a_well_configured_one(manage, start_pgbouncer):

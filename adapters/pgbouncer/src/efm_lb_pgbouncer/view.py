@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from efm_lb import Node, NodeView, TemporaryError, View
+from collections.abc import Mapping
+
+from efm_lb import Node, NodeView, PermanentError, TemporaryError, View
 from efm_lb_pgbouncer.console import Console, Database
+from efm_lb_pgbouncer.entries import Location
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at, nodes_at
 
@@ -11,7 +14,7 @@ __all__ = ["view", "view_of"]
 
 
 def view(nodes: tuple[Node, ...], pooler: Pooler, deadline: float) -> View:
-    """Ask every process.
+    """Ask every process, and read the file that a reload would bring. One that cannot be read says nothing here.
 
     :raises TemporaryError: none answers
     :raises PermanentError: a login was refused
@@ -29,7 +32,11 @@ def view(nodes: tuple[Node, ...], pooler: Pooler, deadline: float) -> View:
             problems.append(str(error))
     if not seen:
         raise TemporaryError("; ".join(problems))
-    return view_of(nodes, pooler, list(seen.values()), problems, pooler.is_abandoned())
+    try:
+        kept = pooler.locations(pooler.content())
+    except (TemporaryError, PermanentError):  # `efm-lb check` and the next event tell
+        kept = None
+    return view_of(nodes, pooler, list(seen.values()), problems, pooler.is_abandoned(), kept)
 
 
 def view_of(
@@ -38,14 +45,16 @@ def view_of(
     seen: list[dict[str, Database]],
     problems: list[str],
     abandoned: bool = False,
+    kept: Mapping[str, Location] | None = None,
 ) -> View:
     """The view that SHOW DATABASES of all processes amounts to. Pure.
 
-    A node gets the writes when every write entry of every process leads to it, and nobody waits there for good. It is
-    attached when any entry leads to it.
+    A node gets the writes when every write entry of every process leads to it, by the file, too, and nobody waits there
+    for good. It is attached when any entry leads to it.
 
     :param problems: what is to be said of processes that did not answer
     :param abandoned: what we paused, nobody is left to let go
+    :param kept: where the entries lead to by the file; None when it is not known
     """
 
     def gets(databases: dict[str, Database], name: str, node: Node) -> bool:
@@ -61,10 +70,17 @@ def view_of(
                 database = databases.get(name)
                 if database and node in nodes_at(database.location, nodes):
                     entries[name] = entries.get(name, False) or database.paused
+        in_file = {name for name in kept if node in nodes_at(kept[name], nodes)} if kept else {*entries}
         writes = all(gets(databases, name, node) for databases in seen for name in pooler.write)
-        said = ", ".join(f"{name} ({word})" if paused else name for name, paused in entries.items())
+        writes = writes and (kept is None or all(is_at(kept[name], node) for name in pooler.write))
+        said = [
+            f"{name}{f' ({word})' * paused}{' (CONFIG says otherwise)' * (name not in in_file)}"
+            for name, paused in entries.items()
+        ]
+        said += [f"{name} in CONFIG alone" for name in pooler.entries if name in in_file and name not in entries]
         attached = True if entries else False if pooler.read else None
-        views.append(NodeView(node, attached, writes, "; ".join([said or "in no entry", *problems])))
+        told = "; ".join([", ".join(said) or "in no entry", *problems])
+        views.append(NodeView(node, attached, writes, told, in_file == {*entries}))
     strangers = {
         str(database.location._replace(hosts=(host,)))
         for databases in seen
