@@ -120,6 +120,21 @@ def test_hosts_of_somebody_else_stay() -> None:
     assert readers(Detach(N2, truth("Pss")), at("2", "replica.example"))[0] == "replica.example"
 
 
+@pytest.mark.parametrize(
+    ("event", "primary"),
+    [
+        (Promote(N2, truth("xPs")), N2),
+        (Attach(N1, truth("Pss")), N1),
+        (Attach(N3, truth("Pss")), N1),
+        (Attach(N3, truth("xss")), None),
+        (Detach(N3, truth("Pss")), N1),
+        (Detach(N1, truth("Pss")), None),
+    ],
+)
+def test_the_primary_whose_clients_may_be_let_go(event, primary) -> None:
+    assert targets(event, {"app": at("1")}, {}, "fallback").primary == primary
+
+
 EVENTS = st.builds(
     lambda kind, node, letters: kind(node, truth(letters)),
     st.sampled_from([Attach, Detach, Promote]),
