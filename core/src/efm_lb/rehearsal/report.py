@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,7 @@ _TITLES = {
     Scenario.STANDBY_START: "standby-start: the stopped standby comes back",
 }
 _WIDTH = 100
-"""Columns of what is no terminal."""
+"""Columns of what is no terminal, and what the tables need to be aligned with each other."""
 _FIRST_COLUMN = 26
 _AT_ONCE = 0.5
 """Seconds that a look at a balancer may take, so that it was right when the last hook had ended."""
@@ -87,15 +88,15 @@ class Report:
         self._console.print()
         self._line(f"databases: {', '.join(f'{name} {role}' for name, role in result.roles.items())}")
         for balancer in result.balancers:
-            self._console.print(_states(balancer))
+            self._console.print(_states(balancer, self._table))
         self._console.print()
-        self._console.print(_suffered(result))
+        self._console.print(_suffered(result, self._table))
         for balancer in result.balancers:
             self._remarks(balancer)
 
     def summary(self, result: RehearsalResult) -> None:
         """All scenarios in one table."""
-        table = _table(f"order of the calls: {result.order.value}")
+        table = self._table(f"order of the calls: {result.order.value}")
         for heading in ("", ""):
             table.add_column(heading)
         for heading in ("write gap", "errors", "cut", "lost", "hook"):
@@ -151,20 +152,20 @@ class Report:
         if balancer.accounts.lost or balancer.accounts.doubled:
             self._line(f"{name}: [bold red]WRONG[/]: rows were lost, or are there twice")
 
+    def _table(self, first: str) -> Table:
+        """A table without lines, aligned with the others where there is room for that: no column may be cut off."""
+        is_narrow = self._console.width < _WIDTH
+        table = Table(box=None, pad_edge=False, collapse_padding=is_narrow, header_style="bold")
+        table.add_column(first, min_width=None if is_narrow else _FIRST_COLUMN)
+        return table
+
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
 
-def _table(first: str) -> Table:
-    """A table without lines, aligned with the others."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, min_width=_FIRST_COLUMN)
-    return table
-
-
-def _states(result: BalancerResult) -> Table:
+def _states(result: BalancerResult, make: Callable[[str], Table]) -> Table:
     """What a balancer showed before and after."""
-    table = _table(f"{result.name}: {result.after.title}")
+    table = make(f"{result.name}: {result.after.title}")
     for heading in result.after.columns:
         table.add_column(heading, min_width=18)
     for before, after in zip(result.before.rows, result.after.rows, strict=True):
@@ -175,9 +176,9 @@ def _states(result: BalancerResult) -> Table:
     return table
 
 
-def _suffered(result: ScenarioResult) -> Table:
+def _suffered(result: ScenarioResult, make: Callable[[str], Table]) -> Table:
     """What the clients of each balancer saw."""
-    table = _table("clients of")
+    table = make("clients of")
     table.add_column("")
     for heading in ("write gap", "errors", "cut", "rows", "lost", "twice", "read gap", "errors", "cut"):
         table.add_column(heading, justify="right")
