@@ -10,10 +10,10 @@ import contextlib
 import errno
 import os
 import stat
-from _thread import get_ident
+from _thread import allocate_lock, get_ident, start_new_thread
 
 from efm_lb.outcomes import PermanentError, TemporaryError
-from efm_lb.state import TEMPORARY, put, remove_abandoned
+from efm_lb.state import PATIENCE, TEMPORARY, put, remove_abandoned
 
 __all__ = ["read_file", "replace_file"]
 
@@ -38,9 +38,10 @@ def replace_file(path: str, expected: bytes, content: bytes) -> None:
     """Replace a file's content at once, keeping its owner, group, mode and extended attributes.
 
     Where ``path`` is a symbolic link, the file that it leads to is replaced and the link stays. The new content is on
-    the disk before it takes the old one's place. Whatever is raised, the old file is there and whole, and no
-    temporary file is left. Only a process that is killed leaves one: hidden, called ``.<name>.*.efm-lb``, and removed
-    by the next replacement that comes a minute later or more.
+    the disk before it takes the old one's place; that the disk has its new name too is waited for no longer than half
+    a second. Whatever is raised, the old file is there and whole, and no temporary file is left. Only a process that is
+    killed leaves one: hidden, called ``.<name>.*.efm-lb``, and removed by the next replacement that comes a minute
+    later or more.
 
     :param expected: the content that the change was made from
     :raises TemporaryError: somebody else changed the file meanwhile, or it cannot be written: no right to the file or
@@ -57,9 +58,10 @@ def replace_file(path: str, expected: bytes, content: bytes) -> None:
         directory = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _replace(path, target, before, content)
-            _flush(directory)
-        finally:
+        except BaseException:
             os.close(directory)
+            raise
+        _flush_and_close(directory)
     except OSError as error:
         raise TemporaryError(f"cannot replace {path}: {_reason(error, target)}") from None
 
@@ -98,10 +100,26 @@ def _read(path: str) -> tuple[bytes, os.stat_result]:
         os.close(descriptor)
 
 
-def _flush(directory: int) -> None:
-    # When it fails, the new file is in its place all the same; only whether it survives a power cut is not known.
-    with contextlib.suppress(OSError):
-        os.fsync(directory)
+def _flush_and_close(directory: int) -> None:
+    """Make a name in ``directory`` last, waiting for the disk no longer than `PATIENCE`.
+
+    When it fails or hangs, the new file is in its place all the same, and a balancer can be told to read it; only
+    whether it survives a power cut is not known.
+    """
+    is_done = allocate_lock()
+    is_done.acquire()
+
+    def flush() -> None:
+        with contextlib.suppress(OSError):
+            os.fsync(directory)
+        os.close(directory)
+        is_done.release()
+
+    try:
+        start_new_thread(flush, ())
+    except RuntimeError:  # no more threads for this user
+        flush()
+    is_done.acquire(timeout=PATIENCE)
 
 
 def _make_alike(descriptor: int, path: str, target: str, before: os.stat_result) -> None:

@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from efm_lb import PermanentError, TemporaryError, read_file, replace, replace_file
+from efm_lb.rehearsal.waiting import wait_until
 
 OLD, NEW = b"old\n", b"new\n"
 NOBODY = 65534
@@ -31,6 +34,10 @@ def file(tmp_path: Path) -> Path:
 
 def intact(file: Path, content: bytes = OLD) -> bool:
     return file.read_bytes() == content and os.listdir(file.parent) == [file.name]
+
+
+def is_open(descriptor: int) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
 def as_nobody(function: Callable[[], None]) -> str:
@@ -155,6 +162,25 @@ def test_another_file_in_its_place_is_refused_although_it_says_the_same(
     with pytest.raises(TemporaryError, match="was changed by somebody else"):
         replace_file(str(file), OLD, NEW)
     assert intact(file)
+
+
+def test_a_directory_that_hangs_keeps_nobody_waiting(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new file is whole and in its place by then, and whoever replaced it has a balancer to tell."""
+    fsync, goes_on = os.fsync, threading.Event()
+    flushed: list[int] = []
+
+    def hang(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            goes_on.wait(20)
+            flushed.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(replace.os, "fsync", hang)
+    replace_file(str(file), OLD, NEW)
+    assert flushed == []
+    assert intact(file, NEW)
+    goes_on.set()
+    assert wait_until(lambda: bool(flushed) and not is_open(flushed[0]), timeout=20)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "fchmod"])
