@@ -60,6 +60,7 @@ def test_an_event_on_a_full_disk(stand: OnDisk) -> None:
     time.sleep(1)
     stand.disk.fill()
     fill_last_page(stand)
+    assert f"{stand.state} is on a full disk: no journal" in " ".join(stand("check").output.split())
     before = stand.files()
     detach = stand("detach", old.name, "p")
     assert detach.exit_code == 0, detach.output

@@ -82,16 +82,7 @@ def _own(configuration: Configuration) -> Iterator[Finding]:
             "root may read what EFM's user may not: this check proves nothing about files",
             "run it as EFM's user: sudo -u efm efm-lb check",
         )
-    state_dir = Path(configuration.state_dir)
-    if os.access(state_dir, os.W_OK | os.X_OK):
-        yield Finding(Severity.OK, "EFM_LB_STATE_DIR", f"{state_dir} is writable")
-    else:
-        yield Finding(
-            Severity.WARNING,
-            "EFM_LB_STATE_DIR",
-            f"{state_dir} is not a directory that this user can write: no journal, no lock, no compiled plan",
-            f"install -d -o efm -g efm -m 0700 {state_dir}",
-        )
+    yield _state_directory(Path(configuration.state_dir))
     passfile = configuration.probe.get("passfile")
     if passfile:
         yield _password_file(Path(passfile))
@@ -105,6 +96,22 @@ def _own(configuration: Configuration) -> Iterator[Finding]:
             "efm-lb is not compiled to bytecode: every hook run compiles it again",
             f"{sys.executable} -m compileall -q {Path(__file__).parent.parent}",
         )
+
+
+def _state_directory(path: Path) -> Finding:
+    subject, lost = "EFM_LB_STATE_DIR", "no journal, no lock, no compiled plan"
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding(
+            Severity.WARNING,
+            subject,
+            f"{path} is not a directory that this user can write: {lost}",
+            f"install -d -o efm -g efm -m 0700 {path}",
+        )
+    space = os.statvfs(path)
+    # Some file systems say 0 files where they have no limit.
+    if not space.f_bavail or (space.f_files and not space.f_favail):
+        return Finding(Severity.WARNING, subject, f"{path} is on a full disk: {lost}", f"df -h {path}; df -i {path}")
+    return Finding(Severity.OK, subject, f"{path} is writable")
 
 
 def _password_file(path: Path) -> Finding:
