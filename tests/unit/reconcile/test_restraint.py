@@ -225,6 +225,15 @@ def test_what_efm_took_out_before_the_very_first_look_stays_out(watch: Watch) ->
     assert events(watch(50, "Pss", "Wad")) == [(Attach, "db3")]
 
 
+def test_what_efm_took_out_because_it_was_down_does_not_stay_out(watch: Watch) -> None:
+    for pause, stays in ((20, False), (2000, True)):
+        watch(0, "Pss", "Waa")
+        watch(5, "Psx", "Waa")
+        watch.begins_anew(pause, {DB3: -10.0})
+        watch(0, "Pss", "Wad")
+        assert (watch(3, "Pss", "Wad").events == ()) is stays, "long after that it is about something else"
+
+
 @pytest.mark.parametrize(
     "text", ["", "out\tpool1\tdb3\tstandby\tnan\t1e9", "saw\tpool1\tdb3", "moved\tpool1\tdb9", "x"]
 )

@@ -90,6 +90,7 @@ class Restraint:
         self._balancers: dict[str, Memory] = {}
         self._primaries: dict[Node, int] = {}
         self._down: dict[Node, float] = {}
+        self._was_down: Mapping[Node, float] = {}
         self._called_out: Mapping[Node, float] = {}
 
     def recall(
@@ -110,6 +111,7 @@ class Restraint:
         :param called_out: when EFM called about those nodes that its last call took out, by this one's clock
         """
         self._balancers, self._down = restored(text, names, nodes, now, since)
+        self._was_down = dict(self._down)
         self._called_out = called_out
 
     def recollection(self, since: float) -> str:
@@ -298,12 +300,17 @@ class Restraint:
                 self._stays_out(memory, seen.node, role, now)
 
     def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
-        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are."""
+        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are.
+
+        Not of one that was down at the last look: soon after it went down EFM calls for just that reason.
+        """
         found = []
         for seen in view.nodes:
-            role, until = truth.role(seen.node), self._called_out.get(seen.node, -inf) + self._policy.hold
+            role, called = truth.role(seen.node), self._called_out.get(seen.node, -inf)
+            until = called + self._policy.hold
             is_out = seen.attached is False if role is Role.STANDBY else self._obeys and not _writers(view)
-            if role and is_out and until > now and seen.node not in memory.out:
+            was_down = called < self._was_down.get(seen.node, -inf) + self._policy.hold
+            if role and is_out and not was_down and until > now and seen.node not in memory.out:
                 memory.out[seen.node] = Out(role, self._policy.hold, min(until, now + self._policy.hold))
                 found.append(seen.node)
         return found
