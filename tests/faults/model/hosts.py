@@ -53,6 +53,7 @@ from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.view import unkept
 from efm_lb_haproxy.view import view_of as haproxy_view
 from efm_lb_pgbouncer.console import Database as Entry
+from efm_lb_pgbouncer.entries import Location
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.view import view_of as pgbouncer_view
 from efm_lb_pgpool.node_info import Backend
@@ -560,7 +561,14 @@ class _Way:
             return _haproxy_view(nodes, setup, proxies, tuple([(path, _world.files[path]) for path in setup.config]))
         pooler = model.pooler()
         databases = pooler.consoles[0].session(deadline).databases(deadline)
-        return _pgbouncer_view(nodes, pooler.write, pooler.read, tuple(databases.items()), pooler.is_abandoned())
+        return _pgbouncer_view(
+            nodes,
+            pooler.write,
+            pooler.read,
+            tuple(databases.items()),
+            pooler.is_abandoned(),
+            tuple(pooler.locations(pooler.content()).items()),
+        )
 
 
 # The adapters' views are pure, and nearly always of the same.
@@ -588,9 +596,10 @@ def _pgbouncer_view(
     read: tuple[str, ...],
     databases: tuple[tuple[str, Entry], ...],
     abandoned: bool,
+    kept: tuple[tuple[str, Location], ...],
 ) -> View:
     pooler = Pooler((), "", write, read, "never", 0.0, 0.0, 0.0)
-    return pgbouncer_view(nodes, pooler, [dict(databases)], [], abandoned)
+    return pgbouncer_view(nodes, pooler, [dict(databases)], [], abandoned, dict(kept))
 
 
 def _dispatcher(configuration: Configuration, call: str = "") -> dispatch.Dispatcher:

@@ -118,10 +118,22 @@ class Pgbouncer:
         self._load(before)
         self.simulation.say(f"{self.name} starts: {self.told}")
 
+    @property
+    def kept_otherwise(self) -> list[tuple[str, databases.Database]]:
+        """The entries and nodes that a reload would take in or out."""
+        found = []
+        for name, location in self.in_file(self.files[self.config]).items():
+            kept = {self.cluster.of(node) for node in nodes_at(location, self.cluster.nodes)}
+            found += [("pg_write" if name in WRITE else name, each) for each in kept ^ {*self._at(name)}]
+        return found
+
     def put_back_file(self) -> None:
-        """Somebody puts its file back as it was at first."""
+        """Somebody puts its file back as it was at first: who is out there, and was not, was taken out on purpose."""
         self.files[self.config] = self.first_config
         self.told_in_file.clear()
+        for name, database in self.kept_otherwise:
+            if name in READ and database in self.readers:
+                self._watch.taken_out(self, database, None)
 
     def reload(self) -> None:
         """Somebody else's RELOAD."""

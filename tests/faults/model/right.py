@@ -374,7 +374,7 @@ def wrong(cluster: Cluster, balancer: object) -> dict[str, list[Database]]:
         found["a node that is down is in rotation"] = down
     if not any(each.serves for each in readers) and not balancer.never_reads_primary:  # type: ignore[attr-defined]
         found["nobody serves reads"] = [primary]
-    if kind == "haproxy":
+    if kind != "pgpool":
         kept_otherwise = balancer.kept_otherwise  # type: ignore[attr-defined]
         # Whether the primary serves reads is seen to with the next event, and what is dead is not reached by anybody.
         otherwise = [each for proxy, each in kept_otherwise if proxy == "pg_write" or each in cluster.standbys]
