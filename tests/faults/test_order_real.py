@@ -377,8 +377,10 @@ def test_sequences(
             efm.ends()
             last_fault = time.monotonic()
             wait_until(lambda: not wrong(), timeout=RIGHT, interval=0.1)
-            slowest = max(slowest, time.monotonic() - last_fault)
+            right = time.monotonic() - last_fault
+            slowest = max(slowest, right)
             calls += len(efm.runs)
+            print(f"seed {seed}: {len(efm.runs)} calls; right after {right:.1f} s", flush=True)
             problems = [*watch.wrong, *wrong(), *efm.bugs, *(["a bug"] if "a bug" in service.output else [])]
             assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, service.output])
     seconds = time.monotonic() - began

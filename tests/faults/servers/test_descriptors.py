@@ -70,6 +70,7 @@ def wrong_with(stand: Stand, call: Call, limit: int, needed: dict[str, int]) -> 
     if "detach" not in call.name:
         yield from taken_out(stand, before, after)
     code, output = result.killed.exit_code, result.killed.output
+    print(f"{call.name}, {limit} descriptors: exit {code}", flush=True)
     begun = "efm-lb" in output or call.words(stand)[0] in output or '"schema"' in output
     if any(sum(belief.writes for belief in each) > 1 for each in after):
         yield f"two writers: {after}"
