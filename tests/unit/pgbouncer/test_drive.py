@@ -500,9 +500,36 @@ def test_an_old_file_is_not_loaded_on_the_way(fake, config):
     assert outcome.result is Result.CHANGED
     assert fake.places["app"] == ("10.0.0.2", "5444")
     assert "app = host=10.0.0.2 " in config.read_text()
+
+
+@pytest.mark.parametrize("event", [Attach(NODES[2], truth("xPs")), Detach(NODES[2], truth("xPx"))])
+def test_an_old_file_takes_no_writes_from_the_primary_to_a_dead_node(fake, config, event):
+    """It names the primary of some time ago, which is down now."""
+    send(fake, PROMOTE)
     config.write_text(ENTRIES)
-    assert send(fake, Attach(NODES[2], truth("xPs"))).result is Result.CHANGED
-    assert fake.places["app"] == ("10.0.0.1", "5444"), "nobody says that this one is no primary: it is the file's"
+    assert send(fake, event).result is Result.CHANGED
+    assert fake.places["app"] == ("10.0.0.2", "5444")
+    assert "app = host=10.0.0.2 " in config.read_text()
+
+
+def test_an_old_file_moves_no_writes_while_no_primary_is_proven(fake, config):
+    """The primary is silent, and another node is about to be promoted: the entry stays where it was."""
+    send(fake, PROMOTE)
+    config.write_text(ENTRIES)
+    assert send(fake, Detach(NODES[1], truth("xxs"))).result is Result.CHANGED
+    assert fake.places == {"app": ("10.0.0.2", "5444"), "app_ro": ("10.0.0.3", "5444")}
+    assert "app = host=10.0.0.2 " in config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "databases"),
+    [pytest.param("10.0.0.1", "Psx", id="the primary"), pytest.param("10.0.0.9", "xPx", id="no node")],
+)
+def test_a_file_that_somebody_has_changed_on_purpose_is_loaded(fake, config, host, databases):
+    send(fake, PROMOTE)
+    config.write_text(ENTRIES.replace("host=10.0.0.1 ", f"host={host} "))
+    assert send(fake, Detach(NODES[2], truth(databases))).result is Result.CHANGED
+    assert fake.places["app"] == (host, "5444")
 
 
 def test_what_cannot_be_written_is_tried_once(fake, config, monkeypatch):

@@ -152,11 +152,12 @@ def demand_newest(pooler: Pooler, content: bytes, writer: Node, timeline: int | 
 
 
 def _not_lost(name: str, location: Location, truth: Truth, running: Sequence[dict[str, Database]]) -> Location:
-    """Where a write entry leads to: where the process has it, when the file would send writes to a standby.
+    """Where a write entry leads to: where the process has it, when the file has a node that is not the proven primary.
 
-    Somebody has put an old file back, and has not loaded it. The RELOAD for a read entry must not do so.
+    Somebody has put an old file back, and has not loaded it. The RELOAD for a read entry must not do so: that node may
+    be a standby, or be down and come back as an old primary.
     """
-    if any(is_at(location, standby) for standby in truth.standbys):
+    if _is_unproven(location, truth):
         for databases in running:
             now = databases[name].location if name in databases else location
             if not any(is_at(now, standby) for standby in truth.standbys):
@@ -280,7 +281,7 @@ def _write(event: Event, pooler: Pooler, sessions: Sequence[Session], limit: flo
         content = pooler.content()
         wanted = wanted_of(event, pooler, content)
         locations = pooler.locations(content)
-        if _loses_writes(event, wanted, pooler):
+        if _may_lose_writes(event, wanted, pooler):
             wanted = wanted_of(event, pooler, content, _running(sessions, limit))
             if _takes_writes_back(wanted, locations, pooler) and monotonic() < loaded_by:
                 sleep(_RETRY_PAUSE)
@@ -309,9 +310,14 @@ def _are_moved(wanted: Targets, pooler: Pooler) -> bool:
     return wanted.writer is not None and any(locations[name] != wanted.locations[name] for name in pooler.write)
 
 
-def _loses_writes(event: Event, wanted: Targets, pooler: Pooler) -> bool:
-    """Whether a RELOAD would send writes to a standby."""
-    return any(is_at(wanted.locations[name], standby) for name in pooler.write for standby in event.truth.standbys)
+def _may_lose_writes(event: Event, wanted: Targets, pooler: Pooler) -> bool:
+    """Whether a RELOAD may send writes to a node that is not the proven primary."""
+    return any(_is_unproven(wanted.locations[name], event.truth) for name in pooler.write)
+
+
+def _is_unproven(location: Location, truth: Truth) -> bool:
+    """Whether an entry leads to a node that is not the proven primary; a host that is no node is somebody else's."""
+    return any(is_at(location, node) for node in truth.nodes if node != truth.primary)
 
 
 def _takes_writes_back(wanted: Targets, locations: Mapping[str, Location], pooler: Pooler) -> bool:
