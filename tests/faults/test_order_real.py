@@ -26,7 +26,7 @@ from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
-from faults.watch import AnyBalancer, Service, Watch
+from faults.watch import AnyBalancer, Service, Watch, is_pgpool_ill
 from integration.real import follow_ups
 
 pytestmark = pytest.mark.fault("calls in any order, with real servers")
@@ -39,6 +39,8 @@ SETTINGS = {
     "EFM_LB_CONNECT_TIMEOUT": 1,
     "EFM_LB_DEADLINE": 6,
 }
+USUAL = 15.0
+"""Seconds that it takes at most, nearly always."""
 RIGHT = 90.0
 """Seconds after which a balancer that is not right will not be."""
 
@@ -325,6 +327,13 @@ class Efm:
                 balancer.launch()
         self.say(f"the last fault is over; {primary.name} is the primary")
 
+    def cures_pgpool(self) -> None:
+        """See `is_pgpool_ill`."""
+        first = self._cluster.nodes[0]
+        for kind in ("detach", "attach"):
+            self.runs.append(self._hooks[1](kind, first.name, "s"))
+            self.say(f"to cure pgpool: {kind} {first.name} s ends with {self.runs[-1].exit_code}")
+
     def _last_promoted(self) -> Server:
         """The node on the newest timeline that is no standby."""
         out = [node for node in self._cluster.nodes if not (node.data / "standby.signal").exists()]
@@ -364,7 +373,7 @@ def test_sequences(
     hooks = [efm_lb_hook(host) for host in hosts]
     files = [_file(balancer) for balancer in balancers if not isinstance(balancer, Pgpool)]
     first_files = {file: file.read_text() for file in files}
-    began, slowest, calls = time.monotonic(), 0.0, 0
+    began, slowest, calls, cured = time.monotonic(), 0.0, 0, 0
 
     def wrong() -> list[str]:
         return [words for balancer in balancers for words in misbeliefs(cluster, balancer)]
@@ -376,6 +385,10 @@ def test_sequences(
             efm.play()
             efm.ends()
             last_fault = time.monotonic()
+            wait_until(lambda: not wrong(), timeout=USUAL, interval=0.1)
+            if is_pgpool_ill(wrong()):
+                efm.cures_pgpool()
+                cured += 1
             wait_until(lambda: not wrong(), timeout=RIGHT, interval=0.1)
             right = time.monotonic() - last_fault
             slowest = max(slowest, right)
@@ -385,5 +398,6 @@ def test_sequences(
             assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, service.output])
     seconds = time.monotonic() - began
     print(
-        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s; right after {slowest:.1f} s at most"
+        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s; right after {slowest:.1f} s at most;"
+        f" pgpool was cured {cured} times"
     )

@@ -14,7 +14,7 @@ from efm_lb.rehearsal.hooks import Run
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.waiting import wait_until
 from faults.servers.estate import Estate
-from faults.watch import Watch
+from faults.watch import Watch, is_pgpool_ill
 
 __all__ = ["Efm", "Event", "Promotion"]
 
@@ -113,12 +113,11 @@ class Efm:
         self._estate.cluster.wait_streaming()
 
     def cure_pgpool(self) -> bool:
-        """Seen with 4.3.5, also without any load balancer script: pgpool lets nobody in after its first backend, a
-        standby, was refused for a moment. A detach and an attach of that node cure it.
+        """Take its first backend out and put it back, if that is what it needs, see `is_pgpool_ill`.
 
         :return: it was ill
         """
-        if not any("unable to read message kind" in line for line in self._estate.wrong()):
+        if not is_pgpool_ill(self._estate.wrong()):
             return False
         first = self._estate.cluster.nodes[0]
         self._do(self._call("detach", first, "s"))
