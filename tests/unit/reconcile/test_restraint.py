@@ -113,6 +113,14 @@ def test_a_standby_that_somebody_took_out_in_the_file_stays_so_for_a_while(watch
     assert [held.until for held in watch(310, "Pss", "Wao").held] == [360]
 
 
+def test_one_that_is_taken_out_of_the_file_first_is_taken_out_once(watch: Watch) -> None:
+    """As a PgBouncer is told: its file is written, and loaded then."""
+    watch(0, "Pss", "Waa")
+    watch(5.0, "Pss", "Wai")
+    watch(5.1, "Pss", "Wad")
+    assert [held.until for held in watch(10, "Pss", "Wad").held] == [65]
+
+
 def test_one_that_was_taken_out_right_after_something_was_sent_stays_out() -> None:
     """Before the next look: EFM calls whenever it wants."""
     watch = Watch(obeys=True)

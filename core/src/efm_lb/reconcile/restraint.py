@@ -296,6 +296,8 @@ class Restraint:
             taken_out = role is Role.STANDBY and not moves and was is not None and _goes_out(was, seen)
             lost_all = was is not None and was.writes and not _writers(view) and seen.attached is not True
             obeyed = self._obeys and role is Role.PRIMARY and lost_all
+            if taken_out and was and not was.kept and seen.node in memory.out:
+                continue  # known since the file said so
             if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
                 self._stays_out(memory, seen.node, role, now)
 
