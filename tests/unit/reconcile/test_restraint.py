@@ -117,20 +117,28 @@ def test_one_that_is_taken_out_of_the_file_first_is_taken_out_once(watch: Watch)
     """As a PgBouncer is told: its file is written, and loaded then."""
     watch(0, "Pss", "Waa")
     watch(5.0, "Pss", "Wai")
-    watch(5.1, "Pss", "Wad")
-    assert [held.until for held in watch(10, "Pss", "Wad").held] == [65]
+    watch(6.0, "Pss", "Wad")
+    assert [held.until for held in watch(10, "Pss", "Wad").held] == [66]
 
 
 def test_one_that_was_taken_out_right_after_something_was_sent_stays_out() -> None:
     """Before the next look: EFM calls whenever it wants."""
     watch = Watch(obeys=True)
-    watch(0, "xPs", "Waa")
+    watch(0, "xPs", "daa")
     watch.restraint.sent("pool1", True, 2, [], DB2)
     watch(5, "xPs", "dWd")
     assert waiting(watch(10, "xPs", "dWd")) == ["db3 was taken out while it was up: somebody wants it so"]
     watch.restraint.sent("pool1", False, 12, [], DB2)
     watch(15, "xPs", "ddd")
     assert waiting(watch(20, "xPs", "ddd"))[0] == "db2 was taken out while it was up: somebody wants it so"
+
+
+def test_one_that_got_the_writes_and_lost_them_before_the_next_look_was_not_taken_out(watch: Watch) -> None:
+    """Another host had promoted it there a moment before, and does not know yet that it is a standby again."""
+    watch(0, "xPs", "Waa")
+    watch.restraint.sent("pool1", True, 2, [], DB2)
+    watch(5, "xPs", "dWd")
+    assert events(watch(10, "xPs", "dWd")) == [(Attach, "db3")]
 
 
 def test_what_was_not_finished_may_have_left_a_standby_out(watch: Watch) -> None:

@@ -184,8 +184,9 @@ class Restraint:
         memory = self._balancers.setdefault(name, Memory())
         memory.is_own_work, memory.is_unfinished = True, not is_done
         memory.put_in = tuple(attached)
-        if promoted and memory.view:
-            memory.view = _moved_to(promoted, memory.view)
+        # Writes that another node had may have gone by way of a third one, which somebody else had promoted there.
+        if promoted and memory.view and not set(_writers(memory.view)) - {promoted}:
+            memory.view = _with_writes(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
 
@@ -296,10 +297,9 @@ class Restraint:
             taken_out = role is Role.STANDBY and not moves and was is not None and _goes_out(was, seen)
             lost_all = was is not None and was.writes and not _writers(view) and seen.attached is not True
             obeyed = self._obeys and role is Role.PRIMARY and lost_all
-            if taken_out and was and not was.kept and seen.node in memory.out:
-                continue  # known since the file said so
             if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
-                self._stays_out(memory, seen.node, role, now)
+                # Out of the file before, and noticed then: that is the same once more.
+                self._stays_out(memory, seen.node, role, now, is_same=bool(was and not was.kept))
 
     def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
         """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are.
@@ -317,10 +317,10 @@ class Restraint:
                 found.append(seen.node)
         return found
 
-    def _stays_out(self, memory: Memory, node: Node, role: Role, now: float) -> None:
+    def _stays_out(self, memory: Memory, node: Node, role: Role, now: float, is_same: bool = False) -> None:
         last = memory.out.get(node)
         is_again = last is not None and now < last.until + last.hold
-        hold = min(2 * last.hold, LONGEST_HOLD) if last and is_again else self._policy.hold
+        hold = min((1 if is_same else 2) * last.hold, LONGEST_HOLD) if last and is_again else self._policy.hold
         memory.out[node] = Out(role, hold, now + hold)
 
 
@@ -337,20 +337,10 @@ def _goes_out(was: NodeView, seen: NodeView) -> bool:
     return bool(was.attached) and not was.writes and (seen.attached is False or (was.kept and not seen.kept))
 
 
-def _moved_to(node: Node, view: View) -> View:
-    """The view once a node has got the writes. Where the last writer is after that is not known."""
-    return view._replace(
-        nodes=tuple(
-            [
-                seen._replace(attached=True, writes=True, kept=True)
-                if seen.node == node
-                else seen._replace(attached=None, writes=False)
-                if seen.writes
-                else seen
-                for seen in view.nodes
-            ]
-        )
-    )
+def _with_writes(node: Node, view: View) -> View:
+    """The view once a node has got the writes that nobody had."""
+    nodes = [seen._replace(attached=True, writes=True, kept=True) if seen.node == node else seen for seen in view.nodes]
+    return view._replace(nodes=tuple(nodes))
 
 
 def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:
