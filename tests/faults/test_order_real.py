@@ -398,6 +398,6 @@ def test_sequences(
             assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, service.output])
     seconds = time.monotonic() - began
     print(
-        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s; right after {slowest:.1f} s at most;"
-        f" pgpool was cured {cured} times"
+        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s;"
+        f" right after {slowest:.1f} s at most, pgpool cured {cured} times"
     )
