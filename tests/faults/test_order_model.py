@@ -96,7 +96,7 @@ def done_when_sent(event, backends, memory):  # type: ignore[no-untyped-def]
     return Done("sent") if memory.sent else next_step(event, backends, memory)
 
 
-def nothing(*arguments):  # type: ignore[no-untyped-def]
+def nothing(*arguments, **named):  # type: ignore[no-untyped-def]
     return None
 
 
