@@ -90,15 +90,21 @@ def _run_on(argv: Sequence[str], run: Callable[[Sequence[str]], int]) -> NoRetur
 
 def _close_files() -> None:
     """Nothing is read, written or kept open for anybody any more."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(null, number)
+    for number in range(3):  # first of all: there may be no number left for another one
+        _close(number)
+    os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):  # the limit on them may be a thousand million
-        try:
-            if int(name) > 2:
-                os.close(int(name))
-        except OSError:  # the one by which they were listed
-            continue
+        if int(name) > 2:
+            _close(int(name))
+    for number in (1, 2):
+        os.dup2(0, number)
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:
+        return
 
 
 def _take_name() -> None:

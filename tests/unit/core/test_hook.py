@@ -581,7 +581,7 @@ def test_a_signal_after_the_last_step_is_a_line_and_an_exit_code(
 
 
 FOLLOWED_UP = """
-import os, sys, threading
+import os, resource, sys, threading
 from efm_lb.follow_up import NAME, start
 
 def run(argv):
@@ -597,7 +597,9 @@ elif "hung" in sys.argv:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
     start(2.5, "c1", run)
 else:
-    inherited = os.open("/", os.O_RDONLY)
+    inherited = [os.open("/", os.O_RDONLY) for _ in range(5)]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (inherited[-1] + 2, hard))  # one more, and no other
     start(2.5, "c1", run)
     raise ZeroDivisionError  # the fork must not get here
 """
