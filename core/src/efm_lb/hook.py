@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from efm_lb import follow_up, lock, signals
 from efm_lb import journal as journals
@@ -54,16 +54,19 @@ FOLLOW_UP_POLL = 0.5
 """The same of a follow-up, for which nobody waits."""
 
 
-class _Cluster(NamedTuple):
+class _Cluster:
     """A cluster, and what a run has to reach it with.
 
-    :param clients: by balancer: ssh, under way to the balancer's host; whoever takes one removes it
+    Not a named tuple: to make that class takes as long as a question to a database.
+
+    :ivar clients: by balancer: ssh, under way to the balancer's host; whoever takes one removes it
     """
 
-    configuration: Configuration
-    state: State
-    probe: Probe
-    clients: dict[str, Client]
+    def __init__(self, configuration: Configuration, state: State, probe: Probe, clients: dict[str, Client]) -> None:
+        self.configuration = configuration
+        self.state = state
+        self.probe = probe
+        self.clients = clients
 
     def dispatcher(self, call: str = "") -> Dispatcher:
         """One that begins to import the adapters, and is not connected yet."""
