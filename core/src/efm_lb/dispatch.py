@@ -278,7 +278,8 @@ class Dispatcher:
         outcome = answer.failure or answer.value
         if not isinstance(outcome, Outcome):
             outcome = Outcome(Result.BUG, f"the adapter returned {type(outcome).__name__} instead of an Outcome")
-        return outcome._replace(balancer=name, seconds=seconds)
+        by = str(self._ways[name]) if outcome.failed else ""
+        return outcome._replace(balancer=name, seconds=seconds, by=by)
 
     def _typed(self, answer: Answer, expected: type, name: str) -> Answer:
         if answer.failure or isinstance(answer.value, expected):

@@ -199,6 +199,7 @@ def outcomes_of(outcomes: Sequence[Outcome]) -> Value:
             "detail": each.detail,
             "seconds": each.seconds,
             "again_after": each.again_after,
+            **({"by": each.by} if each.failed else {}),
         }
         for each in outcomes
     }

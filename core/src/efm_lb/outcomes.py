@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
         again (by a follow-up process), or None when nothing is owed
     :param balancer: filled in by the dispatcher
     :param seconds: the time it took, filled in by the dispatcher
+    :param by: whose failure it is, filled in by the dispatcher: the adapter with its distribution and version, or
+        ``efm-lb apply`` on another host
     """
 
     result: Result
@@ -39,6 +41,7 @@ class Outcome(NamedTuple):
     again_after: float | None = None
     balancer: str = ""
     seconds: float = 0.0
+    by: str = ""
 
     @classmethod
     def changed(cls, detail: str) -> "Outcome":

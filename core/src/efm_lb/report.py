@@ -77,6 +77,7 @@ def as_document(report: Report) -> str:
                     "detail": outcome.detail,
                     "seconds": round(outcome.seconds, 3),
                     "again_after": outcome.again_after,
+                    "by": outcome.by,
                 }
                 for outcome in report.outcomes
             ],

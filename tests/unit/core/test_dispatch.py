@@ -105,7 +105,8 @@ def test_whatever_an_adapter_raises_is_an_outcome_and_the_others_run(
     bad, good = Dispatcher(configuration).send(EVENT, soon())
     assert bad.result is result
     assert bad.detail.startswith(detail)
-    assert good.result is Result.CHANGED
+    assert bad.by == "adapter bad (dist-bad 1.2)"
+    assert (good.result, good.by) == (Result.CHANGED, "")
 
 
 def test_all_balancers_run_at_once_and_one_that_hangs_is_left_behind(configure: Configure) -> None:

@@ -18,7 +18,8 @@ from efm_lb.commands.explain import CHAPTERS, find
 from efm_lb.commands.history import LIMIT, _abbreviated, moment, reading_of
 from efm_lb.errors import CallError, NotReadableError
 from efm_lb.history import PastCall
-from efm_lb.journal import Journal, Value
+from efm_lb.journal import Journal, Value, outcomes_of
+from efm_lb.outcomes import Outcome, Result
 from efm_lb.settings import settings_of
 
 TRUTH: dict[str, Value] = {
@@ -375,6 +376,16 @@ def test_a_newer_call_about_the_node_is_looked_at_first(host: Host) -> None:
     host.call("c1", "detach", exit_code=75)
     assert host.advice("a1").startswith("  The node was called about again since. Look at that call first:\n")
     assert f"efm-lb history show c1 --env-file {host.env_file}" in host.advice("a1")
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"), [("no answer", "no answer [adapter x (y 1.2)]"), ("adapter x (y 1.2): no",) * 2]
+)
+def test_whose_failure_it_is(host: Host, detail: str, told: str) -> None:
+    host.record("a1", "call", kind="attach", host="db2", type="primary", follow_up=False)
+    failed = Outcome(Result.TEMPORARY, detail, balancer="pool1", by="adapter x (y 1.2)")
+    host.record("a1", "outcome", exit_code=75, seconds=1.0, outcomes=outcomes_of([failed]))
+    assert f": {told}\n" in host.run("show", "a1")
 
 
 def test_on_the_host_of_a_balancer(host: Host) -> None:

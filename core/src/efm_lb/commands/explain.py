@@ -179,7 +179,13 @@ def _balancers(attempt: Attempt) -> Iterator[str]:
         again = each.get("again_after")
         owed = f" (to be asked again after {again:g} s)" if again is not None else ""
         took = f"in {each.get('seconds') or 0:.2f} s"
-        yield f"    {name.ljust(width)}  {each.get('result')} {took}: {each.get('detail')}{owed}"
+        yield f"    {name.ljust(width)}  {each.get('result')} {took}: {each.get('detail')}{_by(each)}{owed}"
+
+
+def _by(outcome: Mapping[str, Any]) -> str:
+    """Whose failure it is, unless the detail begins with that."""
+    by = outcome.get("by")
+    return f" [{by}]" if by and not str(outcome.get("detail")).startswith(by) else ""
 
 
 def _end(attempt: Attempt) -> Iterator[str]:
