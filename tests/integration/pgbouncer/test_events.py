@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
 from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
+from efm_lb_pgbouncer import drive
+from efm_lb_pgbouncer.pooler import pooler_of
 
 
 def switch_over(cluster, new=1):
@@ -218,6 +221,17 @@ def test_a_dead_standby_that_only_runs_is_taken_out(manager, pgbouncer, cluster)
     assert event == Detach(standby, manager.truth(), Origin.RECONCILE)
     assert manager.send(Detach, 2).detail == "RELOAD"
     assert differences(manager.truth(), manager.view()) == ()
+
+
+def test_whatever_its_process_id_an_event_knows_its_own_login_retry(manager, pgbouncer, monkeypatch):
+    """PgBouncer keeps whole microseconds, and cuts off what is none."""
+    balancer = pooler_of(manager.balancer)
+    with contextlib.closing(balancer.consoles[0].session(time.monotonic() + 10)) as session:
+        for pid in range(900):
+            monkeypatch.setattr(drive, "getpid", lambda pid=pid: pid)
+            drive._lift(session, drive._Told(), time.monotonic() + 10)
+            assert drive._is_lifted(session, time.monotonic() + 10), pid
+    pgbouncer.console("RELOAD")
 
 
 def test_check_of_a_well_configured_one(manage, start_pgbouncer):

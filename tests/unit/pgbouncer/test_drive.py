@@ -40,7 +40,7 @@ from unit.pgbouncer.fake_console import (
 HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
 PROMOTE = Promote(NODES[1], truth("sPs"))
 LIFTED = f"{(1 + os.getpid() % 900) / 1e6:f}"
-SET = f"SET server_login_retry = '{LIFTED}'"
+SET = f"SET server_login_retry = '{(1.5 + os.getpid() % 900) / 1e6:.7f}'"
 DETACH = Detach(NODES[2], truth("Pss"))
 MOVED = ENTRIES.replace("app = host=10.0.0.1", "; efm-lb: writes follow timeline 1\napp = host=10.0.0.2").replace(
     "10.0.0.2,10.0.0.3", "10.0.0.3"

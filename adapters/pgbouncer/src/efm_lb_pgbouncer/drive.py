@@ -444,15 +444,16 @@ def _settle(session: Session, pooler: Pooler, wanted: Targets, abandoned: bool, 
 def _lift(session: Session, told: _Told, limit: float) -> None:
     """Have logins tried at once, also after one that failed."""
     told.lifted = True
-    _tell(session, f"SET {LOGIN_RETRY} = '{_lifted():f}'", limit)
+    # Half a microsecond more: PgBouncer cuts off, and the number on its way may be less by a hair.
+    _tell(session, f"SET {LOGIN_RETRY} = '{(_lifted() + 0.5) / 1e6:.7f}'", limit)
 
 
-def _lifted() -> float:
-    """Seconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back.
+def _lifted() -> int:
+    """Microseconds. Not 0, which a file may say: it tells that RELOAD has not brought the file's value back.
 
     Nor what the process of another event sets at the same time: that one takes it back itself.
     """
-    return (1 + getpid() % 900) / 1e6
+    return 1 + getpid() % 900
 
 
 def _take_back(session: Session, limit: float, is_loadable: bool) -> None:
@@ -471,7 +472,7 @@ def _take_back(session: Session, limit: float, is_loadable: bool) -> None:
 
 def _is_lifted(session: Session, limit: float) -> bool:
     try:
-        return float(session.settings(limit).get(LOGIN_RETRY, "")) == _lifted()
+        return int(float(session.settings(limit).get(LOGIN_RETRY, "")) * 1e6 + 0.25) == _lifted()
     except ValueError:
         return False
 
