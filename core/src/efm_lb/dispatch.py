@@ -200,8 +200,8 @@ class Dispatcher:
         self, hook: str, deadline: float, collect: Callable[[Any], Any] | None = None, **arguments: object
     ) -> list[tuple[str, tuple[Answer, float]]]:
         """Call ``hook`` for all balancers at once; ``collect`` turns the return value into data, in the same guard."""
-        (answers,) = self._arriving(hook, deadline, float("inf"), collect, arguments)
-        return sorted(answers.items())
+        arriving = self._arriving(hook, deadline, float("inf"), collect, arguments)
+        return sorted(answer for answers in arriving for answer in answers.items())
 
     def _arriving(
         self,

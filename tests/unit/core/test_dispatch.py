@@ -109,6 +109,13 @@ def test_whatever_an_adapter_raises_is_an_outcome_and_the_others_run(
     assert (good.result, good.by) == (Result.CHANGED, "")
 
 
+def test_where_there_is_no_balancer_nothing_is_called(configure: Configure) -> None:
+    """All of them may be in maintenance."""
+    none = Dispatcher(configure(good=lambda event: Outcome.changed("done"))).among(())
+    assert none.send(EVENT, soon()) == ()
+    assert none.views((DB1,), soon()) == {}
+
+
 def test_all_balancers_run_at_once_and_one_that_hangs_is_left_behind(configure: Configure) -> None:
     release = threading.Event()
 

@@ -82,6 +82,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+def test_a_round_about_no_balancer(world: World) -> None:
+    world.configuration = world.configuration._replace(balancers=())
+    world.begin()
+    assert world.rounds.play(0.0) == ((), {}, True, float("inf"))
+
+
 @pytest.fixture
 def silent_one(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """The world, with another balancer that takes half a second to say what it believes."""
