@@ -10,10 +10,10 @@ import contextlib
 import errno
 import os
 import stat
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import get_ident
 
 from efm_lb.outcomes import PermanentError, TemporaryError
-from efm_lb.state import PATIENCE, TEMPORARY, put, remove_abandoned
+from efm_lb.state import TEMPORARY, in_time, put, remove_abandoned
 
 __all__ = ["read_file", "replace_file"]
 
@@ -101,25 +101,18 @@ def _read(path: str) -> tuple[bytes, os.stat_result]:
 
 
 def _flush_and_close(directory: int) -> None:
-    """Make a name in ``directory`` last, waiting for the disk no longer than `PATIENCE`.
+    """Make a name in ``directory`` last, `in_time` or later.
 
     When it fails or hangs, the new file is in its place all the same, and a balancer can be told to read it; only
     whether it survives a power cut is not known.
     """
-    is_done = allocate_lock()
-    is_done.acquire()
 
     def flush() -> None:
         with contextlib.suppress(OSError):
             os.fsync(directory)
         os.close(directory)
-        is_done.release()
 
-    try:
-        start_new_thread(flush, ())
-    except RuntimeError:  # no more threads for this user
-        flush()
-    is_done.acquire(timeout=PATIENCE)
+    in_time(flush)
 
 
 def _make_alike(descriptor: int, path: str, target: str, before: os.stat_result) -> None:

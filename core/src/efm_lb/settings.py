@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from efm_lb import compiled
 from efm_lb.configuration import Configuration
 from efm_lb.sources import Sources, gather
-from efm_lb.state import PATIENCE
+from efm_lb.state import in_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def settings_of(
 
 def _stored(loaded: Loaded, sources: Sources) -> list[str]:
     """Store the plan; why it could not be. A disk that hangs keeps nobody waiting: the balancers come first."""
-    from threading import Thread
-
     failures: list[str] = []
 
     def store() -> None:
@@ -56,13 +54,6 @@ def _stored(loaded: Loaded, sources: Sources) -> list[str]:
             path = error.filename or loaded.configuration.state_dir
             failures.append(f"no plan could be stored: {path}: {error.strerror}")
 
-    thread = Thread(target=store, name="plan", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # no more threads for this user
-        store()
-    else:
-        thread.join(PATIENCE)
-    if thread.is_alive():
+    if not in_time(store):
         return [f"no plan could be stored: {loaded.configuration.state_dir}: the disk has not taken it in time"]
     return failures

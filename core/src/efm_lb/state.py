@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from efm_lb.truth import Node, Truth
 
 __all__ = [
-    "PATIENCE",
     "TEMPORARY",
     "State",
     "hand_over",
+    "in_time",
     "new_call",
     "put",
     "remove_abandoned",
@@ -135,15 +135,9 @@ class State:
             os.close(descriptor)
 
     def _write(self, path: str, text: str) -> None:
-        """Write, and wait for the disk no longer than `PATIENCE`. While it hangs no other thread is given to it."""
-        if not self._idle.acquire(blocking=False):
-            return
-        try:
-            start_new_thread(self._put_down, (path, text))
-        except RuntimeError:  # no more threads for this user
-            self._put_down(path, text)
-        if self._idle.acquire(timeout=PATIENCE):
-            self._idle.release()
+        """Write, `in_time` or later. While the disk hangs no other thread is given to it."""
+        if self._idle.acquire(blocking=False):
+            in_time(lambda: self._put_down(path, text))
 
     def _put_down(self, path: str, text: str) -> None:
         try:
@@ -152,6 +146,28 @@ class State:
             return
         finally:
             self._idle.release()
+
+
+def in_time(work: Callable[[], None]) -> bool:
+    """Have something done by a disk, which may hang, and wait for it no longer than `PATIENCE`.
+
+    :param work: raises nothing; it goes on by itself when it takes longer
+    :return: whether it is done
+    """
+    is_done = allocate_lock()
+    is_done.acquire()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            is_done.release()
+
+    try:
+        start_new_thread(run, ())
+    except RuntimeError:  # no more threads for this user
+        run()
+    return is_done.acquire(timeout=PATIENCE)
 
 
 def replace(path: str, content: bytes, mode: int) -> None:
