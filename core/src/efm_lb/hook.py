@@ -170,7 +170,7 @@ def _follow_up(arguments: Arguments, seconds: float, cluster: _Cluster) -> Repor
         from efm_lb.watch import wait_for_primary
 
         cluster.dispatcher()  # imported by the time it is wanted
-        return wait_for_primary(others, configuration.probe, configuration.connect_timeout, until)
+        return wait_for_primary(others, cluster.probe, until)
 
     def judge(patience: float) -> Report:
         return _record(arguments, cluster, patience)

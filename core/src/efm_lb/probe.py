@@ -14,6 +14,7 @@ from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
     from efm_lb.head_start import HeadStart
+    from efm_lb.watch import Kept
 
 __all__ = ["Answers", "Probe", "failed", "question", "unasked"]
 
@@ -87,11 +88,13 @@ class Probe:
     :param keywords: libpq connection keywords (user, dbname, passfile, sslmode, ...)
     :param timeout: seconds that a node has to answer, from connect to the query's result
     :param begun: logins that are under way; each serves one question
+    :ivar kept: by node: open connections that are handed over to the probe; each serves one question
     """
 
     def __init__(self, keywords: Mapping[str, str], timeout: float, begun: HeadStart | None = None) -> None:
+        self.timeout = timeout
+        self.kept: dict[Node, Kept] = {}
         self._keywords = keywords
-        self._timeout = timeout
         self._begun = begun
         self._silent_since: dict[tuple[str, int], float] = {}
 
@@ -102,7 +105,7 @@ class Probe:
         :raises libpq.LibpqNotFoundError: this host has no libpq
         """
         library()  # before there are threads: it changes the environment
-        answers = Answers({node: self._deadline(node, min(self._timeout, timeout or self._timeout)) for node in nodes})
+        answers = Answers({node: self._deadline(node, min(self.timeout, timeout or self.timeout)) for node in nodes})
         for node in answers.nodes:
             try:
                 threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
@@ -122,12 +125,23 @@ class Probe:
                     self._silent_since[place] = self._begun.started
             self._begun.drop()
 
+    def connect(self, node: Node, deadline: float) -> Connection:
+        """Log in to ``node``.
+
+        :param deadline: by ``time.monotonic()``
+        :raises ConnectionFailed: no connection within the deadline
+        """
+        return Connection(self._given(node), deadline)
+
+    def _given(self, node: Node) -> dict[str, str]:
+        return {**self._keywords, "host": node.host, "port": str(node.port)}
+
     def _deadline(self, node: Node, timeout: float) -> float:
         now = time.monotonic()
         place = node.host, node.port
         began = self._begun.started if self._begun and place in self._begun.logins else now
         silent_since = self._silent_since.setdefault(place, began)
-        return max(now + min(SECOND_LOOK, timeout), min(silent_since + self._timeout, now + timeout))
+        return max(now + min(SECOND_LOOK, timeout), min(silent_since + self.timeout, now + timeout))
 
     def _answer(self, node: Node, answers: Answers) -> None:
         try:
@@ -139,14 +153,30 @@ class Probe:
         answers.add(state)
 
     def _ask(self, node: Node, started: float, deadline: float) -> NodeState:
-        keywords = {**self._keywords, "host": node.host, "port": str(node.port)}
+        answer = self._on_kept(node, deadline)
+        if not answer:
+            try:
+                login = self._begun.logins.pop((node.host, node.port), None) if self._begun else None
+                with login.connection(deadline) if login else self.connect(node, deadline) as connection:
+                    answer = question(connection, deadline)
+            except (ConnectionFailed, StatementFailed) as failure:
+                return failed(node, failure, self._given(node))._replace(seconds=time.monotonic() - started)
+        return NodeState(node, Reach.ACCEPTING, *answer, seconds=time.monotonic() - started)
+
+    def _on_kept(self, node: Node, deadline: float) -> tuple[Role, int | None] | None:
+        """The answer on a connection that was handed over; None when there is none.
+
+        It may have been cut meanwhile: what has become of a server that does not answer on it, only a login tells.
+        """
+        kept = self.kept.pop(node, None)
+        connection = kept.take(deadline) if kept else None
+        if not connection:
+            return None
         try:
-            login = self._begun.logins.pop((node.host, node.port), None) if self._begun else None
-            with login.connection(deadline) if login else Connection(keywords, deadline) as connection:
-                role, timeline = question(connection, deadline)
-        except (ConnectionFailed, StatementFailed) as failure:
-            return failed(node, failure, keywords)._replace(seconds=time.monotonic() - started)
-        return NodeState(node, Reach.ACCEPTING, role, timeline, seconds=time.monotonic() - started)
+            with connection:
+                return question(connection, deadline)
+        except (ConnectionFailed, StatementFailed):
+            return None
 
 
 def unasked(node: Node, error: Exception) -> NodeState:

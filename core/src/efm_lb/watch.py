@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from threading import Event, Thread
+from typing import TYPE_CHECKING
 
-from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
-from efm_lb.truth import Node
+from efm_lb.connection import ConnectionFailed, StatementFailed, library
 
-__all__ = ["wait_for_primary"]
+if TYPE_CHECKING:
+    from efm_lb.connection import Connection
+    from efm_lb.probe import Probe
+    from efm_lb.truth import Node
 
-POLL = 0.02
+__all__ = ["Kept", "wait_for_primary"]
+
+POLL = 0.01
 """Seconds between two questions on one connection."""
 RETRY = 0.5
 """Seconds between two connections to a node that takes none."""
@@ -24,38 +29,69 @@ _DENIED = ("28", "3D", "42")
 _IN_RECOVERY = b"SELECT pg_catalog.pg_is_in_recovery() AS recovering"
 
 
-def wait_for_primary(nodes: Iterable[Node], keywords: Mapping[str, str], timeout: float, until: float) -> bool:
+class Kept:
+    """A connection that somebody has used up to now, for whoever asks that node next."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._is_given = Event()
+
+    def give(self, connection: Connection | None) -> None:
+        """Hand it over; None when there is none."""
+        self._connection = connection
+        self._is_given.set()
+
+    def take(self, deadline: float) -> Connection | None:
+        """Wait until it is handed over; None when it is not, or there is none.
+
+        :param deadline: by ``time.monotonic()``
+        """
+        self._is_given.wait(max(0.0, deadline - time.monotonic()))
+        connection, self._connection = self._connection, None
+        return connection
+
+
+def wait_for_primary(nodes: Iterable[Node], probe: Probe, until: float) -> bool:
     """Wait until one of ``nodes`` says that it is out of recovery.
 
     Each is asked on one connection that stays open, for a promotion cuts no session: the answer costs a round trip,
     and no login.
 
-    :param keywords: libpq connection keywords
-    :param timeout: seconds that a login or an answer may take
+    :param probe: knows how to log in, and gets the connections, for the questions that come next
     :param until: when to give up, by ``time.monotonic()``
     :return: one is; whether it is the only one is for the truth to say
     :raises libpq.LibpqNotFoundError: this host has no libpq
     """
     library()  # before there are threads: it changes the environment
-    found = Event()
+    found, over = Event(), Event()
     for node in nodes:
-        given = {**keywords, "host": node.host, "port": str(node.port)}
-        Thread(target=_watch, args=(given, timeout, until, found), name=node.name, daemon=True).start()
-    return found.wait(max(0.0, until - time.monotonic()))
+        kept = Kept()
+        Thread(target=_watch, args=(node, probe, found, over, kept), name=node.name, daemon=True).start()
+        probe.kept[node] = kept
+    try:
+        return found.wait(max(0.0, until - time.monotonic()))
+    finally:
+        over.set()
 
 
-def _watch(keywords: Mapping[str, str], timeout: float, until: float, found: Event) -> None:
-    while not found.is_set() and time.monotonic() < until:
-        try:
-            with Connection(keywords, time.monotonic() + timeout) as connection:
-                while not found.is_set() and time.monotonic() < until:
-                    rows = connection.query(_IN_RECOVERY, time.monotonic() + timeout).rows
-                    if [row.get("recovering") for row in rows] == ["f"]:
-                        found.set()
-                        return
-                    found.wait(POLL)
-        except (ConnectionFailed, StatementFailed) as failure:
-            found.wait(DENIED_RETRY if _is_denied(failure) else RETRY)
+def _watch(node: Node, probe: Probe, found: Event, over: Event, kept: Kept) -> None:
+    connection: Connection | None = None
+    try:
+        while not over.is_set():
+            try:
+                connection = connection or probe.connect(node, time.monotonic() + probe.timeout)
+                rows = connection.query(_IN_RECOVERY, time.monotonic() + probe.timeout).rows
+                if [row.get("recovering") for row in rows] == ["f"]:
+                    found.set()
+                    break
+                over.wait(POLL)
+            except (ConnectionFailed, StatementFailed) as failure:
+                if connection:
+                    connection.close()
+                connection = None
+                over.wait(DENIED_RETRY if _is_denied(failure) else RETRY)
+    finally:
+        kept.give(connection)
 
 
 def _is_denied(failure: ConnectionFailed | StatementFailed) -> bool:

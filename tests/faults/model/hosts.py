@@ -450,7 +450,7 @@ def _acquire(path: str, patience: float, *, gives_way: bool = False) -> int:
             waiting.remove(task.process)
 
 
-def _wait_for_primary(nodes: list[Node], keywords: object, timeout: float, until: float) -> bool:
+def _wait_for_primary(nodes: list[Node], probe: object, until: float) -> bool:
     simulation, cluster = _world.simulation, _world.cluster
     task = simulation.current
     assert task

@@ -112,7 +112,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             seen = made.truths.pop(0) if len(made.truths) > 1 else made.truths[0]
             return Truth(tuple(seen.state(node) for node in nodes))
 
-    def wait_for_primary(nodes: Iterable[Node], keywords: object, timeout: float, until: float) -> bool:
+    def wait_for_primary(nodes: Iterable[Node], probe: object, until: float) -> bool:
         made.watched.append(tuple(nodes))
         if not made.sightings:
             time.sleep(max(0.0, until - time.monotonic()))
