@@ -226,6 +226,17 @@ class Server:
         """
         return int(self.query("select (pg_last_wal_receive_lsn() - '0/0')::bigint as bytes")[0]["bytes"] or 0)
 
+    def received_at_last(self) -> int | None:
+        """The same once it receives no more, its primary being gone; None while it still does, or does not answer."""
+        with contextlib.suppress(sql.SqlError):
+            (row,) = self.query(
+                "select (pg_last_wal_receive_lsn() - '0/0')::bigint as bytes,"
+                " exists (select from pg_stat_wal_receiver where status = 'streaming') as streaming",
+                timeout=1,
+            )
+            return None if row["streaming"] == "t" else int(row["bytes"] or 0)
+        return None
+
     def seed(self, source: Path) -> None:
         """Give the server, which is down, a fresh copy of ``source`` as its data directory."""
         self._remove()

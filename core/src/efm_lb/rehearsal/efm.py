@@ -143,9 +143,7 @@ class Efm:
                 time.sleep(self._deliberation)
         # Nobody but the crashed primary can have acknowledged a row up to now, and clients hear late.
         self.orphaned = time.monotonic()
-        # As EFM does: one that has less of the old primary's WAL could not lead the others.
-        wait_until(lambda: not any(node.is_streaming() for node in standbys), timeout=2)
-        new, *others = sorted(standbys, key=lambda node: -node.received())
+        new, *others = _most_advanced_first(standbys)
         self._take_over(new, others)
 
     def _rejoin(self) -> None:
@@ -232,3 +230,15 @@ class Efm:
     def _note(self, step: Step) -> None:
         self._steps.append(step)
         self._watch(step)
+
+
+def _most_advanced_first(standbys: Sequence[Server]) -> list[Server]:
+    """In the order in which EFM promotes: one that has less of a crashed primary's WAL could not lead the others."""
+    received: dict[Server, int | None] = {}
+
+    def is_known() -> bool:
+        received.update((node, node.received_at_last()) for node in standbys)
+        return None not in received.values()
+
+    wait_until(is_known, timeout=2)
+    return sorted(standbys, key=lambda node: -(received[node] or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from itertools import pairwise
 
 from efm_lb.rehearsal.waiting import wait_until
@@ -26,9 +27,7 @@ def tree(pid: int) -> list[int]:
 
 def signal_tree(pid: int, number: signal.Signals) -> None:
     """Send a signal to ``pid`` and all its descendants."""
-    for member in tree(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member, number)
+    _signal(tree(pid), number)
 
 
 def end_tree(pid: int) -> None:
@@ -36,10 +35,12 @@ def end_tree(pid: int) -> None:
 
     When it returns their ports are closed: a process that is killed holds them until the kernel is through with it.
     """
-    signal_tree(pid, signal.SIGSTOP)
-    signal_tree(pid, signal.SIGSTOP)
-    members = {member: started_at(member) for member in tree(pid)}
-    signal_tree(pid, signal.SIGKILL)
+    stopped: set[int] = set()
+    while left := [member for member in tree(pid) if member not in stopped]:  # until none has started another one
+        _signal(left, signal.SIGSTOP)
+        stopped.update(left)
+    members = {member: started_at(member) for member in stopped}
+    _signal(stopped, signal.SIGKILL)
     wait_until(lambda: not any(start and started_at(member) == start for member, start in members.items()), timeout=5)
 
 
@@ -57,6 +58,12 @@ def started_at(pid: int) -> str | None:
     """The kernel's start time of a process, which tells it from a later one with its pid; None when it has ended."""
     fields = _stat(pid)
     return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def _signal(members: Iterable[int], number: signal.Signals) -> None:
+    for member in members:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, number)
 
 
 def _is_hook(words: list[bytes], directory: bytes) -> bool:
