@@ -86,6 +86,17 @@ def test_a_round_about_no_balancer(world: World) -> None:
     world.configuration = world.configuration._replace(balancers=())
     world.begin()
     assert world.rounds.play(0.0) == ((), {}, True, float("inf"))
+    world.databases.letters = "xss"
+    assert world.rounds.play(0.0) == (("no node is a primary",), {}, False, float("inf"))
+
+
+def test_where_nothing_is_to_be_done_and_no_node_is_a_primary_that_is_told(world: World) -> None:
+    """All that can be done is done, and applications cannot write all the same."""
+    world.databases.letters = "?ss"
+    world.view = view("daa")
+    done = world.rounds.play(0.0)
+    assert done.lines == ("db1 does not tell its role: ", "no node is a primary")
+    assert (done.outcomes, done.is_right) == ({}, False)
 
 
 @pytest.fixture

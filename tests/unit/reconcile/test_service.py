@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from efm_lb.reconcile import service
+from efm_lb.reconcile.rounds import Round
 from efm_lb.rehearsal.waiting import wait_until
 
 SETTINGS = """\
@@ -87,6 +89,16 @@ def test_wrong_settings_are_told_to_the_systems_log_where_nobody_hears_of_them(
     assert len(said) == 2
     assert said[0].startswith("efm-lb reconcile: EFM_LB_")
     assert (code, logged) == ((0, said) if words == ["--custom-monitor"] else (78, []))
+
+
+def test_what_is_not_right_is_never_called_right(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The databases say something else each time that they are asked, so nothing is done, and nothing waits."""
+    configuration = SimpleNamespace(deadline=0.0)
+    rounds = SimpleNamespace(play=lambda patience: Round((), {}, False, float("inf")))
+    assert service._once(configuration, rounds, as_json=False) == 75  # type: ignore[arg-type]
+    assert capfd.readouterr().out == "not right yet: the databases change while they are looked at\n"
 
 
 def test_words_that_the_terminal_cannot_show_do_no_harm(env_file: Path) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from efm_lb.commands import efm_properties
-from efm_lb.commands.observe import ask, log_in, no_primary
+from efm_lb.commands.observe import ask, log_in
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_UNAVAILABLE
+from efm_lb.reconcile.differences import no_primary
 from efm_lb.truth import NodeState, Reach, Truth
 from efm_lb.views import Finding, Severity
 

@@ -12,9 +12,9 @@ from efm_lb.errors import NotInstalledError
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.probe import Probe
 from efm_lb.state import State
-from efm_lb.truth import Reach, Truth
+from efm_lb.truth import Truth
 
-__all__ = ["Observation", "ask", "log_in", "no_primary", "observe", "untold"]
+__all__ = ["Observation", "ask", "log_in", "observe"]
 
 
 class Observation(NamedTuple):
@@ -43,28 +43,6 @@ def log_in(configuration: Configuration) -> Callable[[str, str], Truth]:
         return ask(configuration._replace(probe={**configuration.probe, "user": user, "dbname": dbname}))
 
     return ask_as
-
-
-def no_primary(truth: Truth) -> str:
-    """Why it cannot be told where writes belong, when ``truth.primary`` is None."""
-    primaries = truth.primaries
-    if len(primaries) > 1:
-        names = " and ".join(node.name for node in primaries)
-        return f"more than one writable primary ({names}): stop the wrong one"
-    for node in primaries:
-        newer = truth.outdated(node)
-        if newer:
-            return f"{node.name} is an old primary: {newer}; stop {node.name}"
-    return "no node is a primary"
-
-
-def untold(truth: Truth) -> dict[str, str]:
-    """The nodes that are up and do not tell their role, by name, and what they say instead."""
-    return {
-        state.node.name: f"does not tell its role: {state.detail}"
-        for state in truth.states
-        if state.reach in (Reach.DENIED, Reach.FULL)
-    }
 
 
 def observe(configuration: Configuration) -> Observation:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 
-from efm_lb.commands.observe import no_primary, observe, untold
+from efm_lb.commands.observe import observe
 from efm_lb.configuration import Configuration
 from efm_lb.dispatch import Dispatcher
 from efm_lb.errors import EX_OK, EX_TEMPFAIL, printable
-from efm_lb.reconcile.differences import differences
+from efm_lb.reconcile.differences import differences, no_primary, untold
 from efm_lb.views import View
 
 __all__ = ["plan"]

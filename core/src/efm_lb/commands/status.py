@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from efm_lb.commands.observe import Observation, no_primary, observe, untold
+from efm_lb.commands.observe import Observation, observe
 from efm_lb.commands.tables import print_table
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_TEMPFAIL, printable
 from efm_lb.maintenance import Maintenance, in_force
-from efm_lb.reconcile.differences import disagreement
+from efm_lb.reconcile.differences import disagreement, no_primary, untold
 from efm_lb.truth import NodeState
 from efm_lb.views import View
 

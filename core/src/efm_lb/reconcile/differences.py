@@ -6,7 +6,7 @@ from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.truth import Reach, Role, Truth
 from efm_lb.views import View
 
-__all__ = ["GONE", "differences", "disagreement"]
+__all__ = ["GONE", "differences", "disagreement", "no_primary", "untold"]
 
 GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
 """It serves nobody. One that is denied or full is up."""
@@ -72,3 +72,25 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
         elif not seen.kept:
             wrong[node.name] = "would be otherwise after a reload"
     return wrong
+
+
+def no_primary(truth: Truth) -> str:
+    """Why it cannot be told where writes belong, when ``truth.primary`` is None."""
+    primaries = truth.primaries
+    if len(primaries) > 1:
+        names = " and ".join(node.name for node in primaries)
+        return f"more than one writable primary ({names}): stop the wrong one"
+    for node in primaries:
+        newer = truth.outdated(node)
+        if newer:
+            return f"{node.name} is an old primary: {newer}; stop {node.name}"
+    return "no node is a primary"
+
+
+def untold(truth: Truth) -> dict[str, str]:
+    """The nodes that are up and do not tell their role, by name, and what they say instead."""
+    return {
+        state.node.name: f"does not tell its role: {state.detail}"
+        for state in truth.states
+        if state.reach in (Reach.DENIED, Reach.FULL)
+    }

@@ -17,7 +17,7 @@ from efm_lb.follow_up import ATTEMPT
 from efm_lb.journal import AT_LAST, BEFORE_ACTING, Journal, decided, outcomes_of
 from efm_lb.maintenance import in_force
 from efm_lb.outcomes import Outcome, Result
-from efm_lb.reconcile.differences import disagreement
+from efm_lb.reconcile.differences import disagreement, no_primary, untold
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from efm_lb.reconcile.vigil import Vigil
 from efm_lb.state import State, new_call
@@ -79,6 +79,7 @@ class Rounds:
         until = time.monotonic() + patience
         self._sight()  # the first one waits for the databases: what a balancer believes must not grow old meanwhile
         parts = [self._part(views, max(0.0, until - time.monotonic())) for views in self._arriving_views()]
+        parts = parts or [self._part({}, 0.0)]  # what the databases say is told, also where there is no balancer
         if not any(is_wanted for _, is_wanted in parts):
             self._locked_since = float("inf")
         self._keep()
@@ -259,9 +260,9 @@ def _unsolved(
 ) -> list[str]:
     """What is wrong and was not acted on, and why."""
     lines = []
-    if len(sight.truth.primaries) > 1:
-        names = " and ".join(node.name for node in sight.truth.primaries)
-        lines.append(f"more than one writable primary ({names}): stop the wrong one; nothing is moved until then")
+    if not sight.truth.primary:
+        lines += [f"{node} {what}" for node, what in untold(sight.truth).items()]
+        lines.append(no_primary(sight.truth))
     for name, answer in views.items():
         if answer.failure:
             lines.append(f"{name}: {answer.failure.detail}")
