@@ -15,7 +15,12 @@ def _end(number: int, frame: object) -> None:
     try:
         write(1, b"efm-lb: terminated by a signal before it had begun\n")
     finally:
-        _exit(75)  # EX_TEMPFAIL, as for every hook run that is terminated
+        _exit(_code())
+
+
+def _code() -> int:
+    """EX_TEMPFAIL, as for every hook run that is terminated; but EFM's monitor must not promote anybody for that."""
+    return 0 if "--custom-monitor" in argv else 75
 
 
 _usual = [(number, signal(number, _end)) for number in (SIGTERM, SIGINT)]
@@ -35,5 +40,5 @@ def main() -> None:
         try:
             write(1, f"efm-lb: cannot begin: {error}\n".encode("utf-8", "backslashreplace"))
         finally:
-            _exit(0 if "--custom-monitor" in argv else 75)  # EFM's monitor must not promote anybody for that
+            _exit(_code())
     main()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +56,15 @@ def test_a_state_directory_that_takes_nothing_does_not_keep_it_from_looking(env_
         watching.wait(timeout=20)
 
 
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """This process goes on behind the end of a command."""
+    usual = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for number, handler in usual:
+        signal.signal(number, handler)
+
+
 def failing(error: Exception) -> Callable[..., int]:
     def run(*_: object) -> int:
         raise error
@@ -68,12 +79,39 @@ def test_no_bug_makes_efm_promote(
     monkeypatch.setattr(service, "run", failing(error))
     logged: list[str] = []
     monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
-    monkeypatch.setattr(service.signals, "raise_terminated", lambda: None)
     assert service.main(["--custom-monitor"]) == 0
     assert service.main([]) == 70
     said = capfd.readouterr().out.splitlines()
     assert said == [f"efm-lb reconcile: a bug in efm-lb: {type(error).__name__}: {error}"] * 2
     assert logged == said[:1], "EFM does not pass on what it says"
+
+
+def test_a_signal_while_it_says_why_it_ends_changes_nothing(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def complain(lines: Sequence[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(service, "complain", complain)
+    env_file.write_text("EFM_LB_DEADLIN=5\n")
+    assert service.main(["--custom-monitor", f"--env-file={env_file}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--custom-monitor"], 0, "efm-lb reconcile: terminated by a signal before it was done\n"),
+        ([], 75, "efm-lb reconcile: terminated by a signal before it was done\n"),
+        (["--watch"], 0, ""),
+    ],
+)
+def test_what_is_terminated_says_so(
+    words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("syslog.syslog", lambda priority, line: None)
+    monkeypatch.setattr(service, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert service.main(words) == code
+    assert capfd.readouterr().out == said
 
 
 @pytest.mark.parametrize("words", [["--custom-monitor"], [], ["--watch"]])
@@ -83,7 +121,6 @@ def test_wrong_settings_are_told_to_the_systems_log_where_nobody_hears_of_them(
     env_file.write_text(f"{env_file.read_text()}EFM_LB_DEADLIN=5\nEFM_LB_CONNECT_TIMEOUT=x\n")
     logged: list[str] = []
     monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
-    monkeypatch.setattr(service.signals, "raise_terminated", lambda: None)
     code = service.main([*words, f"--env-file={env_file}"])
     said = capfd.readouterr().out.splitlines()
     assert len(said) == 2

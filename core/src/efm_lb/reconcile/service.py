@@ -67,15 +67,19 @@ def main(argv: Sequence[str]) -> int:
     is_monitor = "--custom-monitor" in argv
     problems: Sequence[str] = ()
     try:
-        signals.raise_terminated()
-        code = run(parse(argv), os.environ)
-    except EfmLbError as error:
-        code, problems = error.exit_code, list(error.messages)
+        try:
+            signals.raise_terminated()
+            code = run(parse(argv), os.environ)
+        except EfmLbError as error:
+            code, problems = error.exit_code, list(error.messages)
+        except Exception as error:  # no traceback, and above all no exit code that makes EFM promote
+            code, why = unforeseen(error)
+            problems = [why]
+        signals.ignore()
     except Terminated:
-        code = EX_OK if "--watch" in argv else EX_TEMPFAIL
-    except Exception as error:  # no traceback, and above all no exit code that makes EFM promote
-        code, why = unforeseen(error)
-        problems = [why]
+        code, problems = EX_TEMPFAIL, ["terminated by a signal before it was done"]
+        if "--watch" in argv:  # it never is
+            code, problems = EX_OK, ()
     lines = [printable(f"efm-lb reconcile: {problem}") for problem in problems]
     for line in lines:
         _say(line)
