@@ -36,6 +36,39 @@ def test_the_service_is_watched_and_given_enough_time() -> None:
     assert seconds >= 2 * (50 + 1) + ATTEMPT + 10
 
 
+def settings(unit: str) -> set[str]:
+    return {line for line in (UNITS / unit).read_text().splitlines() if line and line[0] not in "[#"}
+
+
+def test_a_single_look_that_hangs_does_not_keep_the_timer_from_the_next() -> None:
+    """A oneshot service has no time-out unless it says so."""
+    (seconds,) = [
+        int(line.removeprefix("TimeoutStartSec="))
+        for line in settings("efm-lb-reconcile-once@.service")
+        if line.startswith("TimeoutStartSec=")
+    ]
+    assert seconds >= 30 + 2 * (20 + 1) + ATTEMPT + 10, "EFM_LB_DEADLINE, two connects, the sending"
+
+
+def test_a_single_look_is_locked_up_as_the_service_is() -> None:
+    of_one_alone = (
+        "Description",
+        "ExecStart",
+        "Type",
+        "Restart=",
+        "RestartSec",
+        "WatchdogSec",
+        "TimeoutStart",
+        "WantedBy",
+    )
+    service, once = (
+        {line for line in settings(f"efm-lb-reconcile{kind}@.service") if not line.startswith(of_one_alone)}
+        for kind in ("", "-once")
+    )
+    assert service == once
+    assert len(service) > 20
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_understands_them(tmp_path: Path) -> None:
     for unit in UNITS.iterdir():
