@@ -154,6 +154,36 @@ def test_a_signal_is_answered_as_a_temporary_failure(command: list[str]) -> None
     assert "terminated by a signal" in outcome["detail"]
 
 
+HANGING = """
+import os, sys, threading
+from efm_lb.remote import apply
+
+def hang(*given, **more):
+    os.write(2, b"hangs")
+    threading.Event().wait()
+
+apply.PATIENCE = apply.HANGS = 0.5
+apply.{what} = hang
+sys.exit(apply.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["_act", "settings_of"])
+def test_one_that_hangs_does_not_hold_the_lock_for_ever(command: list[str], tmp_path: Path, what: str) -> None:
+    with open(command[-1].partition("=")[2], "a") as env_file:
+        env_file.write("EFM_LB_DEADLINE=0.4\nEFM_LB_CONNECT_TIMEOUT=0.2\n")
+    truth = Truth((NodeState(NODES[0]._replace(name="10.0.0.1"), Reach.ACCEPTING, Role.PRIMARY, 1),))
+    given = {
+        "event": {"kind": "promote", "node": "10.0.0.1", "origin": "hook"},
+        "truth": documents.truth_document(truth),
+    }
+    request = documents.encoded(documents.Request("1-1", "efm", "p", 5.0, ("10.0.0.1",), "act", given).document())
+    argv = [sys.executable, "-c", HANGING.format(what=what), command[-1]]
+    done = subprocess.run(argv, input=request, capture_output=True, timeout=15, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGALRM, b"hangs")
+    os.close(lock.acquire(str(tmp_path / "state" / "efm.p.apply.lock"), 0))
+
+
 def test_it_says_that_it_is_ready_before_it_has_read_its_settings(tmp_path: Path) -> None:
     """What is wrong with them comes after it, and needs no question."""
     pipe = tmp_path / "efm.env"
