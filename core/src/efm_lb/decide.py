@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from efm_lb.calls import Call, Kind
 from efm_lb.configuration import DetachLivePrimary
+from efm_lb.errors import lack
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
@@ -98,6 +99,7 @@ def decide(call: Call, truth: Truth, policy: Policy) -> Decision:
     R19   detach              denied, full: another is it   Detach
     R20   detach              rejecting, refused, silent    Detach at once; without a primary look again
     R21   attach              in maintenance                instead of Attach: DEFER; a Promote goes on
+    R22   detach              as R16, R18; one not asked    FAIL: this host could not ask; look again
     ====  ==================  ============================  ===================================================
 
     Detach says nothing about where writes go: its truth names a primary only when
@@ -148,7 +150,7 @@ def _attach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if state.role is Role.STANDBY:
         return _attach_standby(call, wants_writes, truth, policy)
     if state.reach is Reach.DENIED:
-        return Decision(Verdict.FAIL, f"{node.name} does not tell its role: {state.detail}", rule="R12")
+        return Decision(Verdict.FAIL, f"{node.name} {_untold(state)}: {state.detail}", rule="R12")
     if policy.patience:
         return Decision(
             Verdict.WAIT, f"{node.name} takes no connections yet ({state.reach.value})", watch=(node,), rule="R11"
@@ -203,7 +205,8 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
     if is_up and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
         return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})", "R18")
     if is_up:
-        return _take_out(call, truth, f"{node.name} is up and does not tell its role, others can serve", "R19")
+        how = "" if _is_unasked(state) else "is up and "
+        return _take_out(call, truth, f"{node.name} {how}{_untold(state)}, others can serve", "R19")
     down = f"{node.name} is down ({state.reach.value})"
     is_owed = call.origin is Origin.HOOK and call.role is not Role.STANDBY and not truth.primary
     owed = SUCCESSION if is_owed else None
@@ -225,14 +228,27 @@ def _last_usable(call: Call, truth: Truth, policy: Policy, what: str, rule: str)
         # The operator has said so beforehand, and an adapter holds nothing back from an operator.
         by_policy = call._replace(origin=Origin.OPERATOR)
         return _take_out(by_policy, truth, f"{what}; detached as EFM_LB_DETACH_LIVE_PRIMARY=obey says", rule)
+    owed = None if call.origin is Origin.FOLLOW_UP else GRACE
+    unasked = [other for other in truth.states if _is_unasked(other)]
+    if unasked and rule != "R15":
+        why = f"{unasked[0].node.name} could not be asked: {unasked[0].detail}"
+        return Decision(Verdict.FAIL, f"{call.node.name} is left in place: {why}", again_after=owed, rule="R22")
     if policy.detach_live_primary is DetachLivePrimary.REFUSE:
         return Decision(Verdict.REFUSE, f"{what}: not detached, as EFM_LB_DETACH_LIVE_PRIMARY=refuse says", rule=rule)
-    owed = None if call.origin is Origin.FOLLOW_UP else GRACE
     # Held only for a call that EFM has just made, and only where writes go to this node: nobody else is about to stop.
     stopping = call.origin is Origin.HOOK and truth.primary == call.node
     hold = Detach(call.node, truth, call.origin) if stopping else None
     reason = f"{what}: clients stay until another primary is proven"
     return Decision(Verdict.DEFER, reason, again_after=owed, hold=hold, rule=rule)
+
+
+def _is_unasked(state: NodeState) -> bool:
+    """Whether this process had no means left to ask it, which says nothing about the database."""
+    return state.reach is Reach.DENIED and bool(lack(state.detail))
+
+
+def _untold(state: NodeState) -> str:
+    return "could not be asked" if _is_unasked(state) else "does not tell its role"
 
 
 def _split_brain(truth: Truth, rule: str) -> Decision:

@@ -218,6 +218,51 @@ def test_a_node_that_does_not_tell_its_role_is_not_attached() -> None:
     assert "why" in decision.reason
 
 
+def unasked(node: Node) -> NodeState:
+    return NodeState(node, Reach.DENIED, detail="RuntimeError: can't start new thread")
+
+
+NOBODY = truth(unasked(DB1), unasked(DB2), unasked(DB3))
+
+
+@pytest.mark.parametrize("policy", [NOW, WAIT, Policy(DetachLivePrimary.REFUSE)])
+@pytest.mark.parametrize("origin", [Origin.HOOK, Origin.FOLLOW_UP])
+@pytest.mark.parametrize(
+    ("what", "truth"),
+    [
+        (call("detach", DB1, P), NOBODY),
+        (call("detach", DB1, S), NOBODY),
+        (call("detach", DB1), NOBODY),
+        (call("detach", DB1, P), truth(unasked(DB1), up(DB2, S), up(DB3, S))),
+        (call("detach", DB1, P), truth(down(DB1, Reach.DENIED), unasked(DB2), down(DB3))),
+    ],
+)
+def test_what_could_not_be_asked_is_not_rightly_left_alone(
+    what: Call, truth: Truth, policy: Policy, origin: Origin
+) -> None:
+    """This process had no threads left; that says nothing about a database."""
+    decision = decide(what._replace(origin=origin), truth, policy)
+    assert (decision.verdict, decision.rule) == (Verdict.FAIL, "R22")
+    assert "could not be asked: RuntimeError: can't start new thread" in decision.reason
+    assert (decision.again_after is None) is (origin is Origin.FOLLOW_UP)
+
+
+def test_a_standby_is_not_the_last_one_because_the_others_could_not_be_asked() -> None:
+    decision = decide(call("detach", DB2, S), truth(unasked(DB1), up(DB2, S), down(DB3)), NOW)
+    assert (decision.verdict, decision.rule) == (Verdict.FAIL, "R22")
+    assert "db1 could not be asked" in decision.reason
+
+
+def test_a_node_that_could_not_be_asked_otherwise() -> None:
+    decision = decide(call("detach", DB1, P), truth(unasked(DB1), up(DB2, P)), NOW)
+    assert (decision.verdict, decision.rule) == (Verdict.ACT, "R19")
+    assert "db1 could not be asked" in decision.reason
+    assert decide(call("detach", DB1, P), NOBODY, Policy(DetachLivePrimary.OBEY)).rule == "R18"
+    failed = decide(call("attach", DB1, P), NOBODY, NOW)
+    assert (failed.verdict, failed.rule) == (Verdict.FAIL, "R12")
+    assert failed.reason == "db1 could not be asked: RuntimeError: can't start new thread"
+
+
 def test_a_node_that_is_not_of_the_cluster_is_an_error() -> None:
     with pytest.raises(KeyError):
         decide(call("attach", Node("x", "x", 1)), HEALTHY, NOW)

@@ -45,6 +45,7 @@ CHAPTERS = {
     "R16": "Deferred",
     "R18": "The node",
     "R20": "Deferred",
+    "R22": "The node",
 }
 """The heading of docs/runbook.md that helps with a rule whose decision was not the end of it."""
 
