@@ -132,28 +132,6 @@ def test_the_plan_names_the_steps(manager, cluster, pgbouncer):
     assert manager.belief() == "P+ + +", "nothing was done"
 
 
-def test_several_processes_on_one_port_are_each_told(manage, cluster, start_pgbouncer):
-    """Trap 26: a console over TCP reaches any one of them."""
-    first = start_pgbouncer(so_reuseport=1)
-    second = start_pgbouncer(first.port, so_reuseport=1)
-    (second.directory / "pgbouncer.ini").write_text(
-        (second.directory / "pgbouncer.ini").read_text().replace(str(second.entries), str(first.entries))
-    )
-    first.directory.chmod(0o755)
-    second.restart()
-    manager = manage(first, second)
-    assert [f for f in manager.check() if f.severity is Severity.ERROR] == []
-    switch_over(cluster)
-    outcome = manager.send(Promote, 1)
-    assert outcome.result is Result.CHANGED
-    for pooler in (first, second):
-        assert pooler.places()[WRITE] == f"127.0.0.12:{cluster.nodes[1].port}"
-        assert f"RELOAD at {pooler.admin}" in outcome.detail
-    second.process.stop()
-    with pytest.raises(TemporaryError, match=second.name):
-        manager.send(Promote, 1, seconds=1)
-
-
 def test_a_pgbouncer_that_restarts_is_waited_for(manager, cluster, pgbouncer):
     import threading
 

@@ -204,7 +204,7 @@ def test_trap_19_a_pause_that_did_not_wait_is_not_believed(brief, start_pgbounce
     assert pooler.paused() == []
 
 
-def test_session_pooling_is_not_held(manage, start_pgbouncer):
+def test_trap_18_session_pooling_is_not_held(manage, start_pgbouncer):
     pooler = start_pgbouncer(pool_mode="session")
     outcome = manage(pooler).hold()
     assert outcome.result is Result.DEFERRED
@@ -295,8 +295,12 @@ def killed(manager, moment):
 
 
 @pytest.mark.parametrize("moment", ["before PAUSE", "in PAUSE", "after PAUSE", "after another host's PAUSE and RESUME"])
-def test_the_hook_is_killed(manage, pgbouncer, moment):
+def test_trap_18_the_hook_is_killed(manage, pgbouncer, moment):
     """SIGKILL at each step before all is paused: clients are let go at once, by a process that is not the hook's."""
+    with pgbouncer.console_session() as gone:
+        gone.execute(f"PAUSE {WRITE}")
+    assert pgbouncer.paused() == [WRITE], "this is the trap"
+    pgbouncer.console(f"RESUME {WRITE}")
     with sql.Session(pgbouncer.host, pgbouncer.port, dbname=WRITE) as session:
         if moment == "in PAUSE":
             session.execute("begin")
@@ -309,14 +313,14 @@ def test_the_hook_is_killed(manage, pgbouncer, moment):
     assert marks(pgbouncer) == []
 
 
-def test_the_hook_is_killed_after_it_stood_still(manage, pgbouncer):
+def test_trap_18_the_hook_is_killed_after_it_stood_still(manage, pgbouncer):
     """HOLD is over by then, and its PAUSE comes all the same."""
     killed(manage(pgbouncer, hold=1), "after it stood still for HOLD")
     assert wait_until(lambda: not guards(pgbouncer), 5)
     assert pgbouncer.paused() == []
 
 
-def test_the_hook_is_killed_when_all_is_paused(brief, pgbouncer):
+def test_trap_18_the_hook_is_killed_when_all_is_paused(brief, pgbouncer):
     started = time.monotonic()
     killed(brief, "when it has ended")
     assert pgbouncer.paused() == [WRITE]

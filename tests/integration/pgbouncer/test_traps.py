@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 import threading
 import time
+from ctypes import c_void_p
 
 import pytest
 
@@ -25,9 +28,11 @@ from efm_lb import (
     Severity,
     TemporaryError,
     Truth,
+    libpq,
 )
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
+from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import adapter
 from efm_lb_pgbouncer.console import Console, Session
 from integration.real import send
@@ -55,6 +60,22 @@ def host_of(one):
 
 def setting(pooler, name):
     return next(row["value"] for row in pooler.show("config") if row["key"] == name)
+
+
+def version(pooler):
+    return tuple(int(part) for part in pooler.show("version")[0]["version"].split()[1].split(".")[:2])
+
+
+def prepared(conninfo, statement):
+    """What is said of a statement that is prepared."""
+    library = libpq.load()
+    library.PQconnectdb.restype = library.PQprepare.restype = c_void_p
+    connection = c_void_p(library.PQconnectdb(conninfo.encode()))
+    try:
+        library.PQclear(c_void_p(library.PQprepare(connection, b"", statement.encode(), 0, None)))
+        return library.PQerrorMessage(connection).decode()
+    finally:
+        library.PQfinish(connection)
 
 
 def errors(manager):
@@ -286,6 +307,50 @@ def test_trap_23_a_file_that_is_read_half_written_drops_clients(manager, pgbounc
     }
 
 
+SED = r"s/host=[A-Za-z0-9.]*/host=127.0.0.12/"
+"""The published script for PgBouncer behind EFM does this, and truncates and writes the file anew."""
+
+
+def test_trap_24_sed_on_host_hits_much_and_misses_some(manage, pgbouncer, cluster):
+    """Hyphens, sockets, IPv6, spaces, quotes, comments, entries for reads; each as PgBouncer itself takes it."""
+    port = cluster.nodes[0].port
+    old = f"127.0.0.11 port={port} dbname=postgres"
+    entries = {
+        "hyphen": f"host=db-1.example.com port={port}",
+        "socket": "host=/var/run/postgresql",
+        "six": f"host=fd00::1 port={port}",
+        "quoted": f"host='127.0.0.11' port={port} dbname=postgres",
+        "spaces": f"host = {old}",
+        "host": f"dbname=host=x host={old}",
+    }
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    others = ["; app = host=127.0.0.11, once", f"stranger = host=192.0.2.7 port={port}"]
+    text = "\n".join([pgbouncer.first_entries(), *others, *lines, ""])
+
+    pgbouncer.write_entries(subprocess.run(["sed", SED], input=text, capture_output=True, text=True, check=True).stdout)
+    pgbouncer.console("RELOAD")
+    places = pgbouncer.places()
+    assert places["hyphen"].startswith("127.0.0.12-1.example.com:"), "this is the trap"
+    assert places["socket"] == "127.0.0.12/var/run/postgresql:5432"
+    assert places["six"].startswith("127.0.0.12::1:")
+    assert places[READ] == f"127.0.0.12,127.0.0.13:{port}"
+    assert places["spaces"] == places["host"] == cluster.nodes[0].address, "missed"
+    assert places["stranger"] == cluster.nodes[1].address, "which is another cluster's"
+    assert places["quoted"] == f"127.0.0.12'127.0.0.11':{port}"
+
+    pgbouncer.write_entries(text)
+    pgbouncer.console("RELOAD")
+    cluster.nodes[0].kill()
+    cluster.nodes[1].promote()
+    write = [WRITE, *entries]
+    assert manage(pgbouncer, write=write).send(Promote, 1).result is Result.CHANGED
+    places = pgbouncer.places()
+    assert {name: places[name] for name in write} == dict.fromkeys(write, cluster.nodes[1].address)
+    assert places["stranger"] == f"192.0.2.7:{port}"
+    assert places[READ] == f"127.0.0.13:{port}"
+    assert others[0] in pgbouncer.entries.read_text()
+
+
 def test_trap_25_a_comment_behind_an_entry_fails_the_reload(manager, pgbouncer, cluster):
     text = pgbouncer.first_entries().replace("127.0.0.11", "127.0.0.12", 1)
     pgbouncer.write_entries(text.replace(" dbname=postgres\n", " dbname=postgres ; the primary\n", 1))
@@ -310,6 +375,64 @@ def test_trap_25_the_entry_for_everything_stays_until_a_restart(manage, start_pg
     pooler.console("RELOAD")
     with session(pooler, "template1") as one:
         assert host_of(one) == cluster.nodes[0].host, "this is the trap"
+
+
+def test_trap_26_a_console_over_tcp_reaches_any_one_of_several_processes(manage, cluster, start_pgbouncer):
+    first = start_pgbouncer(so_reuseport=1)
+    second = start_pgbouncer(first.port, so_reuseport=1)
+    ini = second.directory / "pgbouncer.ini"
+    ini.write_text(ini.read_text().replace(str(second.entries), str(first.entries)))
+    first.directory.chmod(0o755)
+    second.restart()
+    both = (first, second)
+
+    text = first.first_entries()
+    first.write_entries(text.replace("127.0.0.11", "127.0.0.12"))
+    over_tcp = Console(f"host=127.0.0.1 port={first.port} user=efm_lb", str(first.passfile), 5.0)
+    limit = time.monotonic() + 20
+    with contextlib.closing(over_tcp.session(limit)) as one:
+        assert one.command("RELOAD", limit) == "RELOAD"
+    told = {pooler.places()[WRITE] for pooler in both}
+    assert told == {cluster.nodes[0].address, cluster.nodes[1].address}, "this is the trap: one of the two"
+    first.write_entries(text)
+    for pooler in both:
+        pooler.console("RELOAD")
+    assert any("reaches any one of the processes" in text for text in errors(manage(first, admin=[str(over_tcp)])))
+
+    manager = manage(*both)
+    assert errors(manager) == set()
+    cluster.nodes[0].stop()
+    cluster.nodes[1].promote()
+    cluster.nodes[2].follow(cluster.nodes[1])
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    for pooler in both:
+        assert pooler.places()[WRITE] == cluster.nodes[1].address
+        assert f"RELOAD at {pooler.admin}" in outcome.detail
+    second.process.stop()
+    with pytest.raises(TemporaryError, match=second.name):
+        manager.send(Promote, 1, seconds=1)
+
+
+def test_trap_27_a_signal_means_something_else_in_another_version(manager, pgbouncer, cluster):
+    """SIGTERM is the end at once before 1.23, and waits for clients from then on. No signal is ever sent."""
+    if version(pgbouncer) >= (1, 23):
+        pytest.skip("there SIGTERM waits for clients")
+    with session(pgbouncer) as one:
+        one.execute("select 1")
+        pid = pgbouncer.process.pid
+        cluster.nodes[1].promote()
+        assert as_if(manager, Promote, 1, "xPs").result is Result.CHANGED
+        assert host_of(one) == cluster.nodes[1].host
+        assert pgbouncer.process.pid == pid
+        log = pgbouncer.log.read_text(errors="replace")
+        assert "got SIG" not in log
+        one.execute("begin")
+        pgbouncer.process.send(signal.SIGTERM)
+        assert wait_until(lambda: not pgbouncer.process.running, 5), "this is the trap"
+        with pytest.raises(sql.SqlError):
+            one.execute("commit")
+    assert "got SIGTERM" in pgbouncer.log.read_text(errors="replace")
 
 
 def test_trap_28_who_may_log_in_to_the_console(manage, start_pgbouncer):
@@ -355,6 +478,8 @@ def test_trap_29_a_file_that_pgbouncer_cannot_read_leaves_it_where_it_was(manage
 
 def test_trap_30_the_same_commands_again_and_again_in_one_session(manager, pgbouncer):
     """Drivers that prepare a statement which they see for the sixth time fail there."""
+    conninfo = f"{pgbouncer.admin} dbname=pgbouncer passfile={pgbouncer.passfile}"
+    assert "extended query protocol not supported" in prepared(conninfo, "RELOAD"), "this is the trap"
     console = Console(pgbouncer.admin, str(pgbouncer.passfile), 5.0)
     limit = time.monotonic() + 20
     with contextlib.closing(console.session(limit)) as one:

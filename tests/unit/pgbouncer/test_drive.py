@@ -95,7 +95,7 @@ def test_what_is_left_on_the_old_primary_when_all_else_is_right(fake):
     assert fake.sent == [SET, 'KILL "app"', 'RESUME "app"', "RELOAD"]
 
 
-def test_columns_that_moved_and_new_ones(fake):
+def test_trap_27_columns_that_moved_and_new_ones(fake):
     fake.servers = [("app", "10.0.0.1", 5444)]
     fake.instead = {f"SHOW {what}": [reordered] * 9 for what in ("DATABASES", "SERVERS", "POOLS", "CONFIG", "VERSION")}
     assert send(fake, PROMOTE).result is Result.CHANGED
