@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import socket
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -192,8 +195,8 @@ def test_trap_6_a_broken_configuration_is_found_by_us_and_a_reload_of_it_changes
     assert manager.belief() == "- W r", "writes have moved"
     assert haproxy.config.read_text() == broken
     worker = haproxy.worker()
-    haproxy.reload()
-    time.sleep(0.3)
+    assert haproxy.master_command("reload") == "", "this is the trap"
+    assert wait_until(lambda: "[failed: 1]" in haproxy.master_command("show proc"), 5)
     assert haproxy.worker() == worker
     assert manager.belief() == "- W r"
     haproxy.write_config(text)
@@ -256,9 +259,44 @@ def test_trap_9_a_server_that_a_check_found_down_is_up_at_once(start_haproxy, ma
     assert manager.belief() == "W r r"
 
 
-def test_trap_10_a_check_that_decides_roles_is_reported(start_haproxy, manage):
-    haproxy = start_haproxy(proxy="option httpchk GET /primary", server="check inter 1h")
-    manager = manage(haproxy)
+@contextlib.contextmanager
+def roles():
+    """What answers on each node of a database whether it is the primary, as Patroni and EFM's tools do.
+
+    :return: its port, and the hosts that it calls primaries
+    """
+    primaries = []
+
+    class Role(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.connection.getsockname()[0] in primaries else 503)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("0.0.0.0", free_port("127.0.0.1")), Role) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server.server_port, primaries
+        server.shutdown()
+        thread.join()
+
+
+def test_trap_10_a_check_that_decides_roles_fights_the_hook_and_is_reported(start_haproxy, manage, cluster):
+    old, new, _ = (node.host for node in cluster.nodes)
+    with roles() as (port, primaries):
+        primaries.append(old)
+        check = f"check port {port} inter 300ms rise 1 fall 1"
+        haproxy = start_haproxy(proxy="option httpchk GET /primary", server=check)
+        manager = manage(haproxy, read=None)
+        assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+        assert wait_until(lambda: haproxy.ready() == [], 5), "this is the trap: it has not heard of it yet"
+        primaries.append(new)
+        assert wait_until(lambda: haproxy.ready() == [new], 5)
+        haproxy.command(f"set server {WRITE}/n1 state ready")
+        time.sleep(0.6)
+        assert haproxy.ready() == [old, new], "and to it both are primaries"
     assert any("its health check is HTTP" in text for text in findings(manager))
     assert not any("HTTP" in text for text in findings(manage(start_haproxy(server="check inter 1h"))))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,27 @@ def test_a_stale_host_cannot_move_writes_back(estate: Estate) -> None:
 # What goes wrong on the way
 
 
+def on_a_terminal(argv: list[str], estate: Estate) -> str:
+    """What a program says on a terminal of its own, until it ends or wants a password."""
+    pid, terminal = os.forkpty()
+    if not pid:
+        os.execvpe(argv[0], argv, {"PATH": estate.sshd.path})
+    said = b""
+    try:
+        while b"password:" not in said:
+            if not select.select([terminal], [], [], 30)[0]:
+                break
+            said += os.read(terminal, 65536)
+    except OSError:  # it has ended
+        pass
+    finally:
+        os.close(terminal)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return said.decode()
+
+
 def test_nobody_listens(estate: Estate) -> None:
     estate.sshd.stop()
     failed = attach_standby(estate)
@@ -146,6 +168,52 @@ def test_the_host_is_silent(estate: Estate) -> None:
     assert failed.exit_code == 75
     assert failed.seconds < 6
     assert f"ssh to {destination}" in line_of(failed)
+
+
+def test_trap_31_a_dead_host_delays_no_other(estate: Estate) -> None:
+    """The published scripts call one host after the other, without a time-out."""
+    reached = estate.sshd.directory / "reached"
+    with estate.sshd.silent() as dead:
+        estate.sshd.force(f"touch {reached}")
+        loop = f"for host in {dead} {estate.sshd.destination}; do ssh $host redirect; done"
+        environment = {"PATH": estate.sshd.path}
+        with subprocess.Popen(["sh", "-c", loop], env=environment, start_new_session=True) as script:
+            with pytest.raises(subprocess.TimeoutExpired):
+                script.wait(3)
+            os.killpg(script.pid, signal.SIGKILL)
+        assert not reached.exists(), "this is the trap"
+
+        estate.sshd.force(estate.forced())
+        another = {
+            "EFM_LB_BALANCERS__AAA__ADAPTER": "pgbouncer",
+            "EFM_LB_BALANCERS__AAA__HOST_SSH": dead,
+            "EFM_LB_CONNECT_TIMEOUT": 8,
+            "EFM_LB_DEADLINE": 20,
+        }
+        new = fail_over(estate)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(estate.hook(**another), "attach", new, "p")
+            moved = wait_until(lambda: new in estate.pooler.places()[WRITE], timeout=20)
+            assert moved
+            assert not running.done()
+            failed = running.result()
+    assert failed.exit_code == 75
+    assert line_of(failed).startswith("pgb1: changed")
+    assert f"ssh to {dead}" in failed.output
+    assert failed.seconds < 18, "and itself costs its time-out, and not the deadline"
+
+
+def test_trap_31_nobody_is_asked_for_a_password(estate: Estate) -> None:
+    """As ssh does on a terminal, which whoever tries the hook by hand has."""
+    estate.sshd.refuse()
+    estate.sshd.stop()
+    estate.sshd.start({"PasswordAuthentication": "yes"})
+    env_file = estate.hook()("config", "show").argv[-1]
+    hook = [*EFM_LB, "attach", estate.cluster.nodes[2].name, "s", env_file]
+    assert "password:" in on_a_terminal(["ssh", estate.sshd.destination], estate), "this is the trap"
+    said = on_a_terminal(hook, estate)
+    assert "password:" not in said
+    assert "Permission denied" in said
 
 
 def test_the_key_is_refused(estate: Estate) -> None:
