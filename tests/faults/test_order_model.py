@@ -17,7 +17,7 @@ import pytest
 from efm_lb import hook
 from efm_lb.decide import Policy, decide
 from efm_lb.events import Promote
-from efm_lb.reconcile.restraint import Restraint
+from efm_lb.reconcile.others import Others
 from efm_lb.truth import Role, Truth
 from efm_lb_haproxy import drive as haproxy
 from efm_lb_haproxy import wishes
@@ -107,7 +107,7 @@ BREAKAGES = {
     "the first node counts as the primary": (Truth, "primaries", property(lambda self: self.nodes[:1])),
     "a HAProxy keeps its other writers": (haproxy, "wishes", with_the_others_left_in),
     "what pgpool was told is not read back": (pgpool, "next_step", done_when_sent),
-    "what EFM has taken out does not stay out": (Restraint, "_stays_out", nothing),
+    "what EFM has taken out does not stay out": (Others, "_stays_out", nothing),
 }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from efm_lb.events import Attach, Detach, Event, Origin, Promote
-from efm_lb.truth import Reach, Role, Truth
+from efm_lb.truth import Node, Reach, Role, Truth
 from efm_lb.views import View
 
-__all__ = ["GONE", "differences", "disagreement", "no_primary", "untold"]
+__all__ = ["differences", "disagreement", "gone", "no_primary", "untold"]
 
-GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
+_GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
 """It serves nobody. One that is denied or full is up."""
 
 
@@ -36,7 +36,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.state(seen.node).reach in GONE and (seen.attached or not seen.kept) and (primary or not seen.writes)
+        if truth.state(seen.node).reach in _GONE and (seen.attached or not seen.kept) and (primary or not seen.writes)
     ]
     events += [
         Attach(seen.node, truth, origin)
@@ -59,7 +59,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "not known to this balancer"
         elif seen.writes and state.role is Role.STANDBY:
             wrong[node.name] = "gets writes, but is a standby"
-        elif seen.writes and state.reach in GONE:
+        elif seen.writes and state.reach in _GONE:
             wrong[node.name] = "gets writes, but is down"
         elif state.role is Role.PRIMARY and truth.outdated(node):
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
@@ -67,7 +67,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is a primary, but gets no writes"
         elif seen.attached is False and state.reach is Reach.ACCEPTING:
             wrong[node.name] = "is up, but detached"
-        elif seen.attached and state.reach in GONE:
+        elif seen.attached and state.reach in _GONE:
             wrong[node.name] = "is down, but attached"
         elif not seen.kept:
             wrong[node.name] = "would be otherwise after a reload"
@@ -94,3 +94,8 @@ def untold(truth: Truth) -> dict[str, str]:
         for state in truth.states
         if state.reach in (Reach.DENIED, Reach.FULL)
     }
+
+
+def gone(truth: Truth) -> list[Node]:
+    """The nodes that serve nobody."""
+    return [state.node for state in truth.states if state.reach in _GONE]

@@ -17,15 +17,15 @@ takes no step that is taken already, and keeps still while anybody else is at it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from math import inf
 from typing import NamedTuple
 
 from efm_lb.configuration import Reconcile
 from efm_lb.events import Detach, Event, Promote
-from efm_lb.reconcile.differences import GONE, differences
-from efm_lb.reconcile.memory import LONGEST_HOLD, Memory, Out, restored, text_of
+from efm_lb.reconcile.differences import differences, gone
+from efm_lb.reconcile.memory import Memory, restored, text_of
+from efm_lb.reconcile.others import Others, writers
 from efm_lb.truth import Node, Reach, Role, Truth
-from efm_lb.views import NodeView, View
+from efm_lb.views import View
 
 __all__ = ["Held", "Judgement", "Restraint", "Sight"]
 
@@ -90,8 +90,7 @@ class Restraint:
         self._balancers: dict[str, Memory] = {}
         self._primaries: dict[Node, int] = {}
         self._down: dict[Node, float] = {}
-        self._was_down: Mapping[Node, float] = {}
-        self._called_out: Mapping[Node, float] = {}
+        self._others = Others(policy.hold, obeys)
 
     def recall(
         self,
@@ -111,8 +110,7 @@ class Restraint:
         :param called_out: when EFM called about those nodes that its last call took out, by this one's clock
         """
         self._balancers, self._down = restored(text, names, nodes, now, since)
-        self._was_down = dict(self._down)
-        self._called_out = called_out
+        self._others = Others(self._policy.hold, self._obeys, called_out, dict(self._down))
 
     def recollection(self, since: float) -> str:
         """What another process must know to go on."""
@@ -135,11 +133,11 @@ class Restraint:
         self._remember_outages(sight)
         memory = self._balancers.setdefault(name, Memory())
         before, memory.view = memory.view, view
-        was_gone, memory.gone = memory.gone, frozenset(_gone(sight.truth))
+        was_gone, memory.gone = memory.gone, frozenset(gone(sight.truth))
         if view is None:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
             return Judgement()
-        self._notice(memory, sight, before, view, was_gone, now)
+        self._others.notice(memory, sight.truth, before, view, was_gone, now)
         primary = sight.truth.primary
         memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
@@ -185,7 +183,7 @@ class Restraint:
         memory.is_own_work, memory.is_unfinished = True, not is_done
         memory.put_in = tuple(attached)
         # Writes that another node had may have gone by way of a third one, which somebody else had promoted there.
-        if promoted and memory.view and not set(_writers(memory.view)) - {promoted}:
+        if promoted and memory.view and not set(writers(memory.view)) - {promoted}:
             memory.view = _with_writes(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
@@ -240,8 +238,7 @@ class Restraint:
 
     def _remember_outages(self, sight: Sight) -> None:
         """Keep since when a node is down: while it starts it answers one thing after the other."""
-        gone = list(_gone(sight.truth))
-        self._down = {node: self._down.get(node, sight.since[node]) for node in gone}
+        self._down = {node: self._down.get(node, sight.since[node]) for node in gone(sight.truth)}
 
     def _was_primary(self, memory: Memory, node: Node) -> bool:
         seen = memory.view.of(node) if memory.view else None
@@ -257,109 +254,12 @@ class Restraint:
                 )
         return ""
 
-    def _notice(
-        self,
-        memory: Memory,
-        sight: Sight,
-        before: View | None,
-        view: View,
-        was_gone: Collection[Node],
-        now: float,
-    ) -> None:
-        """Keep account of the nodes that were taken out while they were up.
-
-        :param was_gone: the nodes that served nobody at the look before: whoever took them out took out dead ones
-        """
-        for node in _gone(sight.truth):
-            memory.out.pop(node, None)
-        called = self._notice_calls(memory, sight.truth, view, now) if memory.is_first_look else ()
-        memory.is_first_look = False
-        if before is None:
-            return
-        moved = _moved(sight.truth, memory.timeline, before, view)
-        if moved and not memory.is_own_work:
-            memory.moved_to = moved
-        elif memory.moved_to and not _is_hidden(sight.truth, view, memory.moved_to):
-            memory.moved_to = None
-        if memory.is_own_work:
-            for node in memory.put_in:
-                seen = view.of(node)
-                if seen and seen.attached is False and sight.truth.role(node) is Role.STANDBY:
-                    self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
-        if memory.is_unfinished:
-            return
-        # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
-        # what was not its own; somebody may have meant the primary that it was. Nobody has taken out a primary that is
-        # in rotation and only has no writes: a pgpool looks for its primary in vain, or a haproxy.cfg is an old one.
-        moves = bool(_writers(view)) and _writers(before) != _writers(view)
-        for seen in view.nodes:
-            was, role = before.of(seen.node), sight.truth.role(seen.node)
-            taken_out = role is Role.STANDBY and not moves and was is not None and _goes_out(was, seen)
-            lost_all = was is not None and was.writes and not _writers(view) and seen.attached is not True
-            obeyed = self._obeys and role is Role.PRIMARY and lost_all
-            if role and seen.node not in (*called, *was_gone) and (taken_out or obeyed):
-                # Out of the file before, and noticed then: that is the same once more.
-                self._stays_out(memory, seen.node, role, now, is_same=bool(was and not was.kept))
-
-    def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
-        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are.
-
-        Not of one that was down at the last look: soon after it went down EFM calls for just that reason.
-        """
-        found = []
-        for seen in view.nodes:
-            role, called = truth.role(seen.node), self._called_out.get(seen.node, -inf)
-            until = called + self._policy.hold
-            is_out = seen.attached is False if role is Role.STANDBY else self._obeys and not _writers(view)
-            was_down = called < self._was_down.get(seen.node, -inf) + self._policy.hold
-            if role and is_out and not was_down and until > now and seen.node not in memory.out:
-                memory.out[seen.node] = Out(role, self._policy.hold, min(until, now + self._policy.hold))
-                found.append(seen.node)
-        return found
-
-    def _stays_out(self, memory: Memory, node: Node, role: Role, now: float, is_same: bool = False) -> None:
-        last = memory.out.get(node)
-        is_again = last is not None and now < last.until + last.hold
-        hold = min((1 if is_same else 2) * last.hold, LONGEST_HOLD) if last and is_again else self._policy.hold
-        memory.out[node] = Out(role, hold, now + hold)
-
 
 def _believed(view: View) -> frozenset[tuple[Node, bool | None, bool, bool]]:
     return frozenset((seen.node, seen.attached, seen.writes, seen.kept) for seen in view.nodes)
-
-
-def _writers(view: View) -> list[Node]:
-    return [seen.node for seen in view.nodes if seen.writes]
-
-
-def _goes_out(was: NodeView, seen: NodeView) -> bool:
-    """Whether a node that served reads does so no more, or not after the next reload."""
-    return bool(was.attached) and not was.writes and (seen.attached is False or (was.kept and not seen.kept))
 
 
 def _with_writes(node: Node, view: View) -> View:
     """The view once a node has got the writes that nobody had."""
     nodes = [seen._replace(attached=True, writes=True, kept=True) if seen.node == node else seen for seen in view.nodes]
     return view._replace(nodes=tuple(nodes))
-
-
-def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:
-    """The silent node that writes go to now, and went to the only live primary before.
-
-    :param timeline: the primary's before, None when it was not known; on a newer one it was promoted since
-    """
-    primary = truth.primary
-    if primary is None or _writers(before) != [primary]:
-        return None
-    own = truth.state(primary).timeline
-    if own is not None and timeline is not None and own > timeline:
-        return None
-    return next((node for node in _writers(view) if _is_hidden(truth, view, node)), None)
-
-
-def _is_hidden(truth: Truth, view: View, node: Node) -> bool:
-    return truth.state(node).reach is Reach.NO_RESPONSE and node in _writers(view)
-
-
-def _gone(truth: Truth) -> Iterable[Node]:
-    return [state.node for state in truth.states if state.reach in GONE]
