@@ -413,6 +413,7 @@ def test_what_nobody_called_about(host: Host) -> None:
     text = host.run("show", "a1")
     assert "Nobody called: efm-lb reconcile found something to do\n" in text
     assert "  Decision: act\n" in text
+    assert "  Those that disagreed were told: promote db2\n    pool1  failed" in text
     assert f"    efm-lb reconcile --env-file {host.env_file}\n" in text
 
 

@@ -169,7 +169,8 @@ def _decision(attempt: Attempt) -> Iterator[str]:
     if decision.get("held"):
         yield "  Load balancers that can were asked to hold new work back:"
     elif decision.get("told"):
-        yield f"  Every load balancer was {'told' if attempt.outcome else 'to be told'}: {decision['told']}"
+        who = "Those that disagreed were" if is_by_itself(attempt) else "Every load balancer was"
+        yield f"  {who} {'told' if attempt.outcome else 'to be told'}: {decision['told']}"
     else:
         yield "  No load balancer was told anything."
 
