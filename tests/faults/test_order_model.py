@@ -21,7 +21,7 @@ from efm_lb.reconcile.others import Others
 from efm_lb.truth import Role, Truth
 from efm_lb_haproxy import drive as haproxy
 from efm_lb_haproxy import wishes
-from efm_lb_pgbouncer import drive as pgbouncer
+from efm_lb_pgbouncer import wishes as pgbouncer
 from efm_lb_pgpool import drive as pgpool
 from efm_lb_pgpool.steps import Done, next_step
 from faults.model.hosts import installed

@@ -20,6 +20,7 @@ import efm_lb_pgbouncer.guard
 import efm_lb_pgbouncer.hold
 import efm_lb_pgbouncer.mark
 import efm_lb_pgbouncer.pooler
+import efm_lb_pgbouncer.settle
 import efm_lb_pgpool.drive
 import efm_lb_pgpool.members
 from efm_lb import (
@@ -724,6 +725,7 @@ def installed() -> Iterator[None]:
                 efm_lb_pgbouncer.drive,
                 efm_lb_pgbouncer.guard,
                 efm_lb_pgbouncer.hold,
+                efm_lb_pgbouncer.settle,
             )
             for name, value in (("monotonic", time.monotonic), ("sleep", time.sleep))
             if hasattr(module, name)
@@ -757,7 +759,7 @@ def installed() -> Iterator[None]:
         (efm_lb_haproxy.down, "server_lines", cached(server_lines)),
         (efm_lb_haproxy.validate, "validate", lambda *_: ""),
         (efm_lb_pgbouncer.drive, "replace_file", _replace_file),
-        (efm_lb_pgbouncer.drive, "getpid", lambda: _world.simulation.current.process.pid),  # type: ignore[union-attr]
+        (efm_lb_pgbouncer.settle, "getpid", lambda: _world.simulation.current.process.pid),  # type: ignore[union-attr]
         (efm_lb_pgbouncer.guard, "start", _start_guard),
         (efm_lb_pgbouncer.hold, "start", _start_guard),
         (Node, "is_at", cached(Node.is_at)),

@@ -11,7 +11,7 @@ import pytest
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
 from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
-from efm_lb_pgbouncer import drive
+from efm_lb_pgbouncer import settle
 from efm_lb_pgbouncer.pooler import pooler_of
 
 
@@ -206,9 +206,9 @@ def test_whatever_its_process_id_an_event_knows_its_own_login_retry(manager, pgb
     balancer = pooler_of(manager.balancer)
     with contextlib.closing(balancer.consoles[0].session(time.monotonic() + 10)) as session:
         for pid in range(900):
-            monkeypatch.setattr(drive, "getpid", lambda pid=pid: pid)
-            drive._lift(session, drive._Told(), time.monotonic() + 10)
-            assert drive._is_lifted(session, time.monotonic() + 10), pid
+            monkeypatch.setattr(settle, "getpid", lambda pid=pid: pid)
+            settle._lift(session, settle._Told(), time.monotonic() + 10)
+            assert settle._is_lifted(session, time.monotonic() + 10), pid
     pgbouncer.console("RELOAD")
 
 

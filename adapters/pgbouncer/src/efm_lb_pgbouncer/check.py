@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from efm_lb import Finding, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_pgbouncer.console import Database, Refused, Session
-from efm_lb_pgbouncer.drive import demand_newest
 from efm_lb_pgbouncer.entries import Entry, EntryError, Location, entry_of, location_of, parse
 from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at, nodes_at
+from efm_lb_pgbouncer.wishes import demand_newest
 
 __all__ = ["Reader", "check", "may_read", "of_databases", "of_file", "of_settings", "of_timeline"]
 

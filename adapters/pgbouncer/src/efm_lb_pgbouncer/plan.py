@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from efm_lb import Event
-from efm_lb_pgbouncer.drive import changes, leftovers, to_resume, wanted_of, wrong
 from efm_lb_pgbouncer.pooler import Pooler
+from efm_lb_pgbouncer.wishes import changes, leftovers, to_resume, wanted_of, wrong
 
 __all__ = ["plan"]
 
