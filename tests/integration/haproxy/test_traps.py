@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -28,6 +29,15 @@ from unit.haproxy.haproxy_model import disabled
 
 def session(haproxy):
     return sql.Session(haproxy.host, haproxy.write_port, "postgres")
+
+
+def reading(haproxy):
+    """A session at the second standby."""
+    while True:
+        one = sql.Session(haproxy.host, haproxy.read_port, "postgres")
+        if host_of(one) == haproxy.cluster.nodes[2].host:
+            return one
+        one.close()
 
 
 def host_of(one):
@@ -80,6 +90,48 @@ def test_trap_2_after_a_reload_the_old_workers_sessions_cannot_be_shut_down_by_s
         reloaded(haproxy)
         assert is_cut(one), "shut down before the reload"
         assert wait_until(lambda: not os.path.exists(f"/proc/{old}"), 5), "and the old worker has nothing to wait for"
+
+
+def test_trap_2_a_worker_that_an_earlier_reload_replaced_keeps_no_session_on_the_old_primary(manager, haproxy):
+    """As after last night's logrotate. Only the master leads to it."""
+    with session(haproxy) as writer, session(haproxy) as another, reading(haproxy) as reader:
+        for one in (writer, another, reader):
+            host_of(one)
+        old = haproxy.worker()
+        reloaded(haproxy)
+        outcome = manager.send(Promote, 1, truth=manager.as_if("xPs"))
+        assert f"2 sessions of worker {old}, which a reload has replaced, are shut down" in outcome.detail
+        assert is_cut(writer)
+        assert is_cut(another)
+        assert not is_cut(reader), "it is at the other standby"
+        again = manager.send(Promote, 1, truth=manager.as_if("xPs"))
+        assert again.result is Result.UNCHANGED
+        assert "worker" not in again.detail
+        assert not any("worker" in text for text in findings(manager))
+
+
+@pytest.mark.parametrize("way", ["no -S", "level operator"])
+def test_trap_2_a_master_that_does_not_lead_there(start_haproxy, manage, way):
+    haproxy = start_haproxy()
+    haproxy.process.stop()
+    master = {"no -S": [], "level operator": ["-S", f"{haproxy.master_socket},level,operator"]}[way]
+    haproxy.process.start([locate(""), "-W", *master, "-db", "-f", haproxy.config])
+    assert wait_until(lambda: haproxy.worker() is not None, 5)
+    manager = manage(haproxy)
+    assert any("a promote cannot end them: " in text for text in findings(manager))
+    with session(haproxy) as writer:
+        host_of(writer)
+        old = haproxy.worker()
+        haproxy.reload()
+        assert wait_until(lambda: haproxy.worker() not in (None, old), 5)
+        assert any(f"worker {old}, which a reload has replaced, may have" in text for text in findings(manager))
+        outcome = manager.send(Promote, 1, truth=manager.as_if("xPs"))
+        assert outcome.result is Result.CHANGED
+        assert f"worker {old}, which a reload has replaced, may have sessions that are left: " in outcome.detail
+        assert f"`kill {old}` ends them" in outcome.detail
+        assert not is_cut(writer)
+        os.kill(old, signal.SIGTERM)
+        assert wait_until(lambda: is_cut(writer), 5)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.1])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from time import monotonic
 
 from efm_lb import Finding, Node, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_haproxy.config import Line, lines, server_lines
 from efm_lb_haproxy.persist import Files, may_move, read, same_address
+from efm_lb_haproxy.replaced import master_of, missing_way, replaced
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
@@ -47,7 +49,32 @@ def check(truth: Truth, setup: Setup, deadline: float) -> list[Finding]:
     for name in look.proxies:
         if http_checked(runtime.ask(f"show stat {name} 4 -1", deadline)):
             findings.append(_fights(name))
-    return findings + _of_files(truth, setup, runtime, look.proxies, deadline)
+    findings += _of_files(truth, setup, runtime, look.proxies, deadline)
+    return findings + _of_replaced(setup, look.pid, deadline)
+
+
+def _of_replaced(setup: Setup, worker: int, deadline: float) -> list[Finding]:
+    """Whether a promote can end the sessions of workers that a reload has replaced."""
+    master = master_of(worker) if setup.endpoint.port is None else None
+    if master is None:
+        return []
+    why = missing_way(master, worker, min(deadline, monotonic() + setup.connect_timeout))
+    if not why:
+        return [Finding(Severity.OK, master.socket, "leads to workers that a reload has replaced")]
+    findings = [
+        Finding(
+            Severity.WARNING,
+            master.socket or "-S",
+            "after a reload, the sessions of the worker that was replaced stay on the old primary, and a promote cannot"
+            f" end them: {why}",
+            f"start haproxy with -S /run/haproxy-master.sock,uid,{os.geteuid()},mode,600; or bound them by"
+            " `hard-stop-after` in `global`",
+        )
+    ]
+    for pid in replaced(worker, master):
+        detail = f"worker {pid}, which a reload has replaced, may have sessions on an old primary"
+        findings.append(Finding(Severity.WARNING, str(setup.endpoint), detail, f"kill {pid}, which ends them"))
+    return findings
 
 
 def of_socket(setup: Setup, level: str) -> Iterator[Finding]:

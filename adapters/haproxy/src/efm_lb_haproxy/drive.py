@@ -5,9 +5,11 @@ from __future__ import annotations
 from time import monotonic, sleep
 from typing import NamedTuple
 
-from efm_lb import Event, Outcome, PermanentError, TemporaryError
+from efm_lb import Event, Node, Outcome, PermanentError, TemporaryError
 from efm_lb_haproxy.reloads import is_reloading
+from efm_lb_haproxy.replaced import Ended, end_sessions
 from efm_lb_haproxy.runtime import Interrupted, Look, Runtime, Unreachable
+from efm_lb_haproxy.servers import node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import Place, Step, Wish, steps, wishes
 
@@ -55,6 +57,7 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     runtime = Runtime(setup.endpoint, setup.connect_timeout, setup.tls)
     did: list[Step] = []
     written: list[str] = []
+    left: list[str] = []
     problem: TemporaryError | PermanentError | None = None
     give_up = min(limit, monotonic() + setup.connect_timeout)
     try:
@@ -66,6 +69,9 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
         brought = _bring_started(event, setup, runtime, limit, give_up, error, written)
     for _ in range(_WORKERS):
         did += brought.did
+        ended = _end_replaced(setup, brought, event.truth.nodes, limit)
+        written += ended.did
+        left += ended.unknown
         if setup.config:
             problem = _keep(event, setup, runtime, brought, limit, written)
         try:
@@ -74,7 +80,7 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
             brought = _bring(event, setup, runtime, limit)
         except (TemporaryError, PermanentError) as error:
             raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
-    return _outcome(setup, brought, did, written, problem)
+    return _outcome(setup, brought, did, written, problem, ended._replace(unknown=tuple(left)))
 
 
 def _bring_started(
@@ -118,14 +124,32 @@ def _outcome(
     did: list[Step],
     written: list[str],
     problem: TemporaryError | PermanentError | None,
+    ended: Ended,
 ) -> Outcome:
     detail = "; ".join([*dict.fromkeys(map(str, did)), *dict.fromkeys(written)])
+    left = "".join(f"; {words}" for words in dict.fromkeys((*ended.unknown, *ended.open)))
     if brought.problems:
-        raise PermanentError("; ".join([*brought.problems, *([detail] if detail else [])]))
+        raise PermanentError("; ".join([*brought.problems, *([detail] if detail else [])]) + left)
+    done = detail or _summary(brought)
     if problem:
-        done = detail or _summary(brought)
-        raise type(problem)(f"{done}; not kept, so that a reload undoes it: {problem}")
-    return Outcome.changed(f"{detail}{_emptied(setup, brought)}") if detail else Outcome.unchanged(_summary(brought))
+        raise type(problem)(f"{done}{left}; not kept, so that a reload undoes it: {problem}")
+    if ended.open:
+        raise TemporaryError(f"{done}{left}")
+    return Outcome.changed(f"{done}{_emptied(setup, brought)}{left}") if detail else Outcome.unchanged(f"{done}{left}")
+
+
+def _end_replaced(setup: Setup, brought: _Brought, nodes: tuple[Node, ...], limit: float) -> Ended:
+    """Shut down what workers of earlier reloads have left where nothing may be; only a host tells of its own."""
+    wished = {wish.proxy: wish for wish in brought.wanted if Place.OUT in (wish.others, *wish.nodes.values())}
+    if setup.endpoint.port is not None or not wished:
+        return Ended()
+    servers = {(server.proxy, server.name): server for proxy in wished for server in brought.look.proxies[proxy]}
+
+    def is_out(proxy: str, name: str) -> bool:
+        server = servers.get((proxy, name))
+        return proxy in wished and wished[proxy].of(server and node_of(server, nodes)) is Place.OUT
+
+    return end_sessions(brought.look.pid, is_out, min(limit, monotonic() + setup.connect_timeout))
 
 
 def _summary(brought: _Brought) -> str:

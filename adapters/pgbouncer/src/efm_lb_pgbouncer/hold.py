@@ -123,7 +123,7 @@ def _pause_at(event: Detach, session: Session, names: list[str], limit: float) -
             ) from None
         if tag != "PAUSE":
             raise TemporaryError(
-                f"not held: PAUSE {name} did not wait, as after any WAIT_CLOSE: RESTART PgBouncer once"
+                f"not held: PAUSE {name} did not wait, as after any WAIT_CLOSE: restart PgBouncer once"
             )
     # A promote from another host may have come between.
     databases = session.databases(monotonic() + session.console.connect_timeout)
