@@ -80,7 +80,7 @@ def replaced(worker: int, master: Master) -> tuple[int, ...]:
             status = _status(pid)
         except (OSError, ValueError, IndexError):
             continue
-        # A newer one is being started; one with another name is a `program`; a zombie has no session.
+        # A newer one is being started, and one with another name is a `program`.
         if pid != worker and status.begun < own.begun and status.name == own.name and status.state != b"Z":
             found.append(pid)
     return tuple(found)
@@ -97,17 +97,21 @@ def end_sessions(worker: int, is_out: Callable[[str, str], bool], limit: float) 
         return Ended()
     did, unknown, still_open = [], [], []
     for pid in replaced(worker, master):
-        about = f"worker {pid}, which a reload has replaced,"
         try:
             shut, left = _end(master, pid, is_out, limit)
         except _Unasked as why:
-            if os.path.exists(f"/proc/{pid}"):
-                unknown.append(f"{about} may have sessions that are left: {why}; `kill {pid}` ends them")
+            if _runs(pid):
+                unknown.append(
+                    f"worker {pid}, which a reload has replaced, may have sessions that are left: {why};"
+                    f" `kill {pid}` ends them"
+                )
             continue
         if shut:
-            did.append(f"{shut} sessions of {about} are shut down")
+            did.append(f"{shut} sessions of worker {pid}, which a reload has replaced, are shut down")
         if left:
-            still_open.append(f"{left} sessions of {about} have not ended; `kill {pid}` ends them")
+            still_open.append(
+                f"{left} sessions of worker {pid}, which a reload has replaced, have not ended; `kill {pid}` ends them"
+            )
     return Ended(tuple(did), tuple(unknown), tuple(still_open))
 
 
@@ -135,12 +139,27 @@ def _status(pid: int) -> _Status:
     return _Status(before.partition(b"(")[2], fields[0], int(fields[1]), int(fields[19]))
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return _status(pid).state != b"Z"
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def _end(master: Master, pid: int, is_out: Callable[[str, str], bool], limit: float) -> tuple[int, int]:
     """How many sessions were shut down, and how many of them are open still."""
     until = min(limit, monotonic() + _EMPTYING)
     names: set[str] = set()
     while True:
-        found = [name for name, proxy, server in _sessions(master, pid, limit) if is_out(proxy, server)]
+        try:
+            found = [name for name, proxy, server in _sessions(master, pid, limit) if is_out(proxy, server)]
+        except _Unasked:
+            # It ends with the last of them, and answers nothing any more some time before.
+            while names and _runs(pid) and monotonic() + _PAUSE < until:
+                sleep(_PAUSE)
+            if names and not _runs(pid):
+                return len(names), 0
+            raise
         if not found or (names and monotonic() + _PAUSE >= until):
             return len(names), len(found)
         if names:
