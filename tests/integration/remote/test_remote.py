@@ -238,6 +238,15 @@ def test_the_host_key_is_not_known(estate: Estate) -> None:
     assert "Host key verification failed" in line_of(failed)
 
 
+def test_ssh_does_not_take_the_destination(estate: Estate) -> None:
+    """9.2 takes no IPv6 address in a URI, and prints how it is to be called."""
+    ssh = estate.sshd.directory / "bin" / "ssh"
+    ssh.write_text("#!/bin/sh\nexec /usr/bin/ssh 'ssh://nobody@[::1:22' id\n")
+    failed = attach_standby(estate)
+    assert failed.exit_code == 69
+    assert "ssh does not take this HOST_SSH" in line_of(failed)
+
+
 def test_a_slow_host_is_waited_for(estate: Estate) -> None:
     estate.sshd.force(f"sleep 1; exec {estate.forced()}")
     assert attach_standby(estate, EFM_LB_CONNECT_TIMEOUT=5).exit_code == 0

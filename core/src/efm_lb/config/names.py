@@ -31,11 +31,12 @@ ADAPTER = "adapter"
 HOST_SSH = "host_ssh"
 _NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
+_PORT = "0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6([0-4][0-9]{3}|5([0-4][0-9]{2}|5([0-2][0-9]|3[0-5]))))"
 HOST_SSH_SCHEMA = {
     "type": "string",
     # What ssh takes for a destination, and nothing that it could take for an option or a shell for a command. To Python
     # a newline may follow the end.
-    "pattern": rf"^(({_NAME}@)?({_NAME}|{_IPV6})|ssh://({_NAME}@)?({_NAME}|\[{_IPV6}\])(:[0-9]{{1,5}})?)$(?!\n)",
+    "pattern": rf"^(({_NAME}@)?({_NAME}|{_IPV6})|ssh://({_NAME}@)?({_NAME}|\[{_IPV6}\])(:{_PORT})?)$(?!\n)",
     "description": (
         "The load balancer is on another host: the account there that runs `efm-lb apply` as a forced command, as ssh"
         " takes it, such as `efm-lb@pgb1` or `ssh://efm-lb@pgb1:2222`. The settings of that host's own env file count."

@@ -17,6 +17,8 @@ __all__ = ["NotReady", "Run", "start"]
 
 _OWN_FAILURE = 255
 """ssh's exit code for its own failures."""
+_USAGE = "usage: ssh"
+"""What ssh says of a destination that it cannot read: 9.2 takes no IPv6 address in a URI."""
 _NO_SUCH_COMMAND = 2
 """The exit code of an efm-lb that does not know ``apply``."""
 _NOT_EXECUTABLE = 126
@@ -187,6 +189,8 @@ class Run:
             return TemporaryError(f"{where}: no answer in time{why}")
         if status < 0:
             return TemporaryError(f"{where}: ssh was killed by signal {-status}{why}")
+        if status == _OWN_FAILURE and words.startswith(_USAGE):
+            return PermanentError(f"{where}: ssh does not take this HOST_SSH: use a name from ssh's own configuration")
         if status == _OWN_FAILURE:
             wrong = f"{where}: {said or 'the connection was cut'}"
             return PermanentError(wrong) if any(reason in words for reason in _PERMANENT) else TemporaryError(wrong)
