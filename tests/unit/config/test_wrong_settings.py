@@ -36,7 +36,11 @@ NODES = "EFM_LB_NODES (FILE:1)"
         ),
         *[
             (f"{POOL1}__HOST_SSH={text}", f"{text!r} is no [user@]host or ssh://[user@]host[:port]")
-            for text in ("-oProxyCommand=x", "pgb1 uptime", "efm@pgb1:22", "a@b@c", "ssh://pgb1/path", "$(id)@pgb1", "ssh://pgb1:0", "ssh://pgb1:65536")
+            for text in ("-oProxyCommand=x", "pgb1 uptime", "efm@pgb1:22", "a@b@c", "$(id)@pgb1")
+        ],
+        *[
+            (f"{POOL1}__HOST_SSH={text}", f"{text!r} is no [user@]host or ssh://[user@]host[:port]")
+            for text in ("ssh://pgb1/path", "ssh://pgb1:0", "ssh://pgb1:65536", "ssh://pgb1:x")
         ],
         (f'{POOL1}__HOST_SSH="a@b\\n"', "'a@b\\n' is no [user@]host or ssh://[user@]host[:port]"),
         ("EFM_LB_BALANCERS=x", "no such variable"),
