@@ -135,6 +135,8 @@ def test_trap_2_a_master_that_does_not_lead_there(start_haproxy, manage, way):
         assert not is_cut(writer)
         os.kill(old, signal.SIGTERM)
         assert wait_until(lambda: is_cut(writer), 5)
+    haproxy.write_config(haproxy.config.read_text().replace("global\n", "global\n    hard-stop-after 5m\n"))
+    assert not any("a promote cannot end them: " in text for text in findings(manager))
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.1])

@@ -63,7 +63,7 @@ def _of_replaced(setup: Setup, worker: int, deadline: float) -> list[Finding]:
         return [Finding(Severity.OK, master.socket, "leads to workers that a reload has replaced")]
     findings = [
         Finding(
-            Severity.WARNING,
+            Severity.OK if _is_bounded(setup) else Severity.WARNING,
             master.socket or "-S",
             "after a reload, the sessions of the worker that was replaced stay on the old primary, and a promote cannot"
             f" end them: {why}",
@@ -75,6 +75,16 @@ def _of_replaced(setup: Setup, worker: int, deadline: float) -> list[Finding]:
         detail = f"worker {pid}, which a reload has replaced, may have sessions on an old primary"
         findings.append(Finding(Severity.WARNING, str(setup.endpoint), detail, f"kill {pid}, which ends them"))
     return findings
+
+
+def _is_bounded(setup: Setup) -> bool:
+    """Whether a worker that a reload has replaced is ended after some time."""
+    try:
+        files = read(setup.config)
+    except (TemporaryError, PermanentError):
+        return False
+    found = [line for content in files.values() for line in lines(content)]
+    return any(line.section == "global" and line.keyword == b"hard-stop-after" for line in found)
 
 
 def of_socket(setup: Setup, level: str) -> Iterator[Finding]:
