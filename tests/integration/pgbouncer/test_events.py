@@ -239,6 +239,21 @@ def test_check_finds_what_will_go_wrong(manage, start_pgbouncer, cluster):
     }
 
 
+def test_check_finds_an_entry_that_nobody_would_move(manager, pgbouncer, cluster):
+    port = cluster.nodes[0].port
+    others = [
+        f"forgotten = host=127.0.0.11 port={port}",
+        f"standby = host=127.0.0.12 port={port}",
+        "stranger = host=192.0.2.7",
+        "port = host=127.0.0.11 port=1",
+    ]
+    pgbouncer.write_entries("\n".join([pgbouncer.first_entries(), *others, ""]))
+    pgbouncer.console("RELOAD")
+    found = {f.subject: f for f in manager.check() if f.severity is Severity.WARNING}
+    assert set(found) == {"forgotten", "server_login_retry"}
+    assert found["forgotten"].detail == "leads to the primary, and is neither in WRITE nor in READ: nobody moves it"
+
+
 def test_check_of_a_user_who_may_only_look(manage, start_pgbouncer):
     pooler = start_pgbouncer(admin_users="someone_else", stats_users="efm_lb")
     (error,) = [f for f in manage(pooler).check() if f.severity is Severity.ERROR]

@@ -17,7 +17,7 @@ from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import is_at, nodes_at
 from efm_lb_pgbouncer.wishes import demand_newest
 
-__all__ = ["Reader", "check", "may_read", "of_databases", "of_file", "of_settings", "of_timeline"]
+__all__ = ["Reader", "check", "may_read", "of_databases", "of_file", "of_others", "of_settings", "of_timeline"]
 
 _NOBODY = '"efm-lb has no such database"'
 _LOGIN_RETRY = 1
@@ -47,6 +47,7 @@ def check(truth: Truth, pooler: Pooler, deadline: float) -> list[Finding]:
     else:
         findings += of_file(pooler, content, locations)
         findings += of_timeline(truth, pooler, content) if locations else ()
+        findings += of_others(truth, pooler, content)
     readers: list[Reader] = []
     for console in pooler.consoles:
         try:
@@ -99,6 +100,24 @@ def of_timeline(truth: Truth, pooler: Pooler, content: bytes) -> Iterator[Findin
         demand_newest(pooler, content, primary, truth.state(primary).timeline)
     except PermanentError as error:
         yield Finding(Severity.ERROR, pooler.config, str(error))
+
+
+def of_others(truth: Truth, pooler: Pooler, content: bytes) -> Iterator[Finding]:
+    """Entries that lead to the primary, and that no event moves. Pure."""
+    try:
+        entries = parse(content).entries
+    except EntryError:  # a finding of its own
+        return
+    for entry in entries:
+        if truth.primary is None or entry.name in pooler.entries or _is_everything(entry) or entry.problem:
+            continue
+        if is_at(location_of(entry), truth.primary):
+            yield Finding(
+                Severity.WARNING,
+                entry.name,
+                "leads to the primary, and is neither in WRITE nor in READ: nobody moves it",
+                f"add it to WRITE, unless another balancer's has it or it shall stay on {truth.primary.name}",
+            )
 
 
 def of_databases(
