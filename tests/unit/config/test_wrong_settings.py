@@ -164,6 +164,10 @@ def test_a_syntax_error(complain: Complain, content: str | bytes, message: str) 
 class TestSecrets:
     REMEDY = "secrets come from files only: put it into a file and name the file (…PASSFILE)"
 
+    def test_what_was_refused_is_not_missing(self, complain: Complain) -> None:
+        text = MINIMAL.replace("HOST=10.0.0.9", "HOST=host=10.0.0.9 password=hunter2")
+        assert complain(text) == [f"{POOL1}__HOST (FILE:3): {self.REMEDY}"]
+
     @pytest.mark.parametrize(
         "line",
         [

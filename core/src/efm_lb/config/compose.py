@@ -100,6 +100,7 @@ def compose(sources: Sources) -> Loaded:
     :raises SettingsError: with one message per problem
     """
     variables, problems = collect(sources)
+    refused = {problem.partition(" ")[0] for problem in problems}
     settings, values = _own_settings(variables, problems)
     balancers = _by_balancer(variables)
     patience = min(PATIENCE, PART * settings.deadline) if settings else PATIENCE
@@ -118,7 +119,8 @@ def compose(sources: Sources) -> Loaded:
             ready.append(_balancer(name, raw, adapters[raw[ADAPTER].value], connect_timeout, values, problems))
     problems += _same_twice([each for each in ready if each.name not in elsewhere], balancers, adapters)
     if problems or settings is None:
-        raise SettingsError(*problems)
+        # What was given and refused is not missing.
+        raise SettingsError(*[each for each in problems if each.partition(": missing")[0] not in refused])
     used = sorted(adapters.items())
     configuration = Configuration(
         sources.cluster,
