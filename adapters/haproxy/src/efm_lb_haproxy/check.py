@@ -9,7 +9,8 @@ from time import monotonic
 from efm_lb import Finding, Node, PermanentError, Severity, TemporaryError, Truth
 from efm_lb_haproxy.config import Line, lines, server_lines
 from efm_lb_haproxy.persist import Files, may_move, read, same_address
-from efm_lb_haproxy.replaced import master_of, missing_way, replaced
+from efm_lb_haproxy.reloads import master_of, replaced
+from efm_lb_haproxy.replaced import missing_way, socket_of
 from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
@@ -55,23 +56,23 @@ def check(truth: Truth, setup: Setup, deadline: float) -> list[Finding]:
 
 def _of_replaced(setup: Setup, worker: int, deadline: float) -> list[Finding]:
     """Whether a promote can end the sessions of workers that a reload has replaced."""
-    master = master_of(worker) if setup.endpoint.port is None else None
-    if master is None:
+    if setup.endpoint.port is not None or not master_of(worker)[0]:
         return []
+    master = socket_of(worker)
     why = missing_way(master, worker, min(deadline, monotonic() + setup.connect_timeout))
     if not why:
-        return [Finding(Severity.OK, master.socket, "leads to workers that a reload has replaced")]
+        return [Finding(Severity.OK, master, "leads to workers that a reload has replaced")]
     findings = [
         Finding(
             Severity.OK if _is_bounded(setup) else Severity.WARNING,
-            master.socket or "-S",
+            master or "-S",
             "after a reload, the sessions of the worker that was replaced stay on the old primary, and a promote cannot"
             f" end them: {why}",
             f"start haproxy with -S /run/haproxy-master.sock,uid,{os.geteuid()},mode,600; or bound them by"
             " `hard-stop-after` in `global`",
         )
     ]
-    for pid in replaced(worker, master):
+    for pid in replaced(worker):
         detail = f"worker {pid}, which a reload has replaced, may have sessions on an old primary"
         findings.append(Finding(Severity.WARNING, str(setup.endpoint), detail, f"kill {pid}, which ends them"))
     return findings

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from efm_lb import Event, Node, Outcome, PermanentError, TemporaryError
-from efm_lb_haproxy.reloads import is_reloading
-from efm_lb_haproxy.replaced import Ended, end_sessions
+from efm_lb_haproxy.reloads import is_reloading, replaced
 from efm_lb_haproxy.runtime import Interrupted, Look, Runtime, Unreachable
 from efm_lb_haproxy.servers import node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.wishes import Place, Step, Wish, steps, wishes
+
+if TYPE_CHECKING:
+    from efm_lb_haproxy.replaced import Ended
 
 __all__ = ["drive"]
 
@@ -70,8 +72,9 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
     for _ in range(_WORKERS):
         did += brought.did
         ended = _end_replaced(setup, brought, event.truth.nodes, limit)
-        written += ended.did
-        left += ended.unknown
+        if ended:
+            written += ended.did
+            left += ended.unknown
         if setup.config:
             problem = _keep(event, setup, runtime, brought, limit, written)
         try:
@@ -80,7 +83,7 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
             brought = _bring(event, setup, runtime, limit)
         except (TemporaryError, PermanentError) as error:
             raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
-    return _outcome(setup, brought, did, written, problem, ended._replace(unknown=tuple(left)))
+    return _outcome(setup, brought, did, written, problem, left, list(ended.open) if ended else [])
 
 
 def _bring_started(
@@ -124,32 +127,40 @@ def _outcome(
     did: list[Step],
     written: list[str],
     problem: TemporaryError | PermanentError | None,
-    ended: Ended,
+    unknown: list[str],
+    still_open: list[str],
 ) -> Outcome:
     detail = "; ".join([*dict.fromkeys(map(str, did)), *dict.fromkeys(written)])
-    left = "".join(f"; {words}" for words in dict.fromkeys((*ended.unknown, *ended.open)))
+    left = "".join(f"; {words}" for words in dict.fromkeys((*unknown, *still_open)))
     if brought.problems:
         raise PermanentError("; ".join([*brought.problems, *([detail] if detail else [])]) + left)
     done = detail or _summary(brought)
     if problem:
         raise type(problem)(f"{done}{left}; not kept, so that a reload undoes it: {problem}")
-    if ended.open:
+    if still_open:
         raise TemporaryError(f"{done}{left}")
     return Outcome.changed(f"{done}{_emptied(setup, brought)}{left}") if detail else Outcome.unchanged(f"{done}{left}")
 
 
-def _end_replaced(setup: Setup, brought: _Brought, nodes: tuple[Node, ...], limit: float) -> Ended:
-    """Shut down what workers of earlier reloads have left where nothing may be; only a host tells of its own."""
+def _end_replaced(setup: Setup, brought: _Brought, nodes: tuple[Node, ...], limit: float) -> Ended | None:
+    """Shut down what workers of earlier reloads have left where nothing may be.
+
+    :return: None when there are none; only a host tells of its own
+    """
     wished = {wish.proxy: wish for wish in brought.wanted if Place.OUT in (wish.others, *wish.nodes.values())}
-    if setup.endpoint.port is not None or not wished:
-        return Ended()
+    workers = replaced(brought.look.pid) if wished and setup.endpoint.port is None else ()
+    if not workers:
+        return None
+    # Hardly ever is there one.
+    from efm_lb_haproxy.replaced import end_sessions
+
     servers = {(server.proxy, server.name): server for proxy in wished for server in brought.look.proxies[proxy]}
 
     def is_out(proxy: str, name: str) -> bool:
         server = servers.get((proxy, name))
         return proxy in wished and wished[proxy].of(server and node_of(server, nodes)) is Place.OUT
 
-    return end_sessions(brought.look.pid, is_out, min(limit, monotonic() + setup.connect_timeout))
+    return end_sessions(brought.look.pid, workers, is_out, min(limit, monotonic() + setup.connect_timeout))
 
 
 def _summary(brought: _Brought) -> str:

@@ -1,8 +1,8 @@
-"""Whether a HAProxy of this host is being reloaded: only its processes tell, and only while it lasts."""
+"""Reloads of a HAProxy of this host, one that is in flight and those before: only its processes tell."""
 
 from __future__ import annotations
 
-__all__ = ["is_reloading"]
+__all__ = ["is_reloading", "master_of", "replaced"]
 
 
 def is_reloading(worker: int) -> bool:
@@ -14,15 +14,56 @@ def is_reloading(worker: int) -> bool:
 
     :return: False as well where it cannot be told: another host or container, a hidden /proc, no master
     """
-    try:
-        with open(f"/proc/{worker}/stat", "rb") as file:
-            # The second field, the name, may hold spaces and brackets; the fourth is the parent.
-            parent = int(file.read().rpartition(b")")[2].split()[1])
-        with open(f"/proc/{parent}/cmdline", "rb") as file:
-            arguments = file.read().split(b"\0")
-    except (OSError, ValueError, IndexError):
-        return False
+    _, arguments = master_of(worker)
     if b"-sf" not in arguments:
         return False
-    replaced = arguments[arguments.index(b"-sf") + 1 :]
-    return b"%d" % worker in replaced
+    return b"%d" % worker in arguments[arguments.index(b"-sf") + 1 :]
+
+
+def master_of(worker: int) -> tuple[int, list[bytes]]:
+    """The master of a worker, and its arguments; 0 and none where there is none, or where it cannot be told."""
+    try:
+        name, _, parent, _ = _status(worker)
+        if _status(int(parent))[0] != name:
+            return 0, []
+        with open(f"/proc/{int(parent)}/cmdline", "rb") as file:
+            return int(parent), file.read().split(b"\0")
+    except (OSError, ValueError, IndexError):
+        return 0, []
+
+
+def replaced(worker: int) -> tuple[int, ...]:
+    """The workers that reloads before have replaced by the one with this pid, and that run still.
+
+    :return: none as well where it cannot be told, as for `is_reloading`
+    """
+    master, _ = master_of(worker)
+    if not master:
+        return ()
+    try:
+        with open(f"/proc/{master}/task/{master}/children", "rb") as file:
+            pids = [int(word) for word in file.read().split()]
+        if len(pids) < 2:
+            return ()
+        name, _, _, begun = _status(worker)
+    except (OSError, ValueError, IndexError):
+        return ()
+    found = []
+    for pid in pids:
+        try:
+            status = _status(pid)
+        except (OSError, ValueError, IndexError):
+            continue
+        # A newer one is being started, and one with another name is a `program`.
+        if pid != worker and status[0] == name and status[1] != b"Z" and int(status[3]) < int(begun):
+            found.append(pid)
+    return tuple(found)
+
+
+def _status(pid: int) -> tuple[bytes, bytes, bytes, bytes]:
+    """A process' name, its state, its parent, and when it was started."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The second field, the name, may hold spaces and brackets.
+        before, _, after = file.read().rpartition(b")")
+    fields = after.split()
+    return before.partition(b"(")[2], fields[0], fields[1], fields[19]
