@@ -343,6 +343,8 @@ def test_two_load_balancers_that_have_something_in_common(
         ("haproxy", EDGE | {"PROGRAM": "haproxy"}, "PROGRAM (FILE:5): 'haproxy' is not an absolute path or none"),
         ("haproxy", EDGE | {"CERTFILE": "/x"}, "CAFILE: missing, but needed with CERTFILE"),
         ("pgbouncer", PGB | {"CONFIG": "pgb.ini"}, "CONFIG (FILE:4): 'pgb.ini' is not an absolute path"),
+        ("haproxy", EDGE | {"WRITE": "w,w"}, "WRITE (FILE:4): 'w' is there twice"),
+        ("pgbouncer", PGB | {"READ": "r,r"}, "READ (FILE:6): 'r' is there twice"),
         ("pgbouncer", PGB | {"WRITE": "my app"}, "WRITE (FILE:5): 'my app' is not the name of an entry: .*"),
         (
             "pgbouncer",

@@ -17,7 +17,7 @@ _PROXY = {
     "pattern": "^[A-Za-z0-9_.:-]+$",
     "x-expected": "the name of a proxy: letters, digits and _ . : -",
 }
-_PROXIES = {"type": "array", "items": _PROXY, "minItems": 1}
+_PROXIES = {"type": "array", "items": _PROXY, "minItems": 1, "uniqueItems": True}
 
 
 @hookimpl

@@ -28,6 +28,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "type": "array",
                 "items": console,
                 "minItems": 1,
+                "uniqueItems": True,
                 "description": (
                     "How to reach PgBouncer's console: a libpq connection string without a password, such as"
                     " `host=/run/pgbouncer port=6432 user=efm_lb`. The user must be in admin_users. Several, separated"
@@ -47,12 +48,14 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "type": "array",
                 "items": name,
                 "minItems": 1,
+                "uniqueItems": True,
                 "description": "The entries of `[databases]` that must lead to the primary, separated by commas.",
             },
             "read": {
                 "type": "array",
                 "items": name,
                 "default": [],
+                "uniqueItems": True,
                 "description": "The entries that must lead to the attached standbys, separated by commas.",
             },
             "read_includes_primary": {

@@ -178,6 +178,10 @@ def _violations(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Itera
 
 
 def _in_words(error: ValidationError) -> str:
+    given = error.instance
+    if error.validator == "uniqueItems" and isinstance(given, list):
+        twice = next(each for number, each in enumerate(given) if each in given[:number])
+        return f"{twice!r} is there twice"
     if error.validator != "pattern":
         return str(error.message)
     setting = error.schema if isinstance(error.schema, Mapping) else {}
