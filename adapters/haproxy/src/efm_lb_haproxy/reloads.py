@@ -4,6 +4,9 @@ from __future__ import annotations
 
 __all__ = ["is_reloading", "master_of", "replaced"]
 
+_PROGRAMS = (b"haproxy", b"hapee")
+"""What HAProxy's process is called, and that of HAProxy Enterprise."""
+
 
 def is_reloading(worker: int) -> bool:
     """Whether a successor of the worker with this pid is starting.
@@ -24,7 +27,8 @@ def master_of(worker: int) -> tuple[int, list[bytes]]:
     """The master of a worker, and its arguments; 0 and none where there is none, or where it cannot be told."""
     try:
         name, _, parent, _ = _status(worker)
-        if _status(int(parent))[0] != name:
+        # The number may be that of a process in a container, and another one's on this host.
+        if not name.startswith(_PROGRAMS) or _status(int(parent))[0] != name:
             return 0, []
         with open(f"/proc/{int(parent)}/cmdline", "rb") as file:
             return int(parent), file.read().split(b"\0")
