@@ -396,3 +396,16 @@ def test_files_that_cannot_be_read_hide_nothing_that_runs(manager, haproxy):
     haproxy.config.rename(haproxy.config.with_suffix(".gone"))
     assert manager.view() == before
     assert manager.view().of(manager.nodes[0]).writes
+
+
+def test_a_new_primary_that_somebody_gave_no_weight_gets_the_writes(manager, cluster, haproxy):
+    """As many drain a server: it is up and in no maintenance, and no new connection goes there."""
+    haproxy.command(f"set server {WRITE}/n2 weight 0")
+    cluster.nodes[0].kill()
+    cluster.nodes[1].promote()
+    assert any(f.subject == f"{WRITE}/n2" and "weight 0" in f.detail for f in problems(manager))
+    outcome = manager.send(Promote, 1)
+    assert outcome.result is Result.CHANGED
+    assert haproxy.query("select pg_is_in_recovery() as standby") == [{"standby": "f"}]
+    assert manager.send(Promote, 1).result is Result.UNCHANGED
+    assert not any("weight 0" in f.detail for f in problems(manager))

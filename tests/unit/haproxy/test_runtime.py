@@ -195,8 +195,8 @@ def test_nobody_there(tmp_path):
     ],
 )
 def test_the_states_of_a_server(row, state, ready, out):
-    names = "be_name srv_name srv_addr srv_op_state srv_admin_state srv_port srv_fqdn"
-    (server,) = parse_state(f"1\n# {names}\nw n1 10.0.0.1 {row} 5444 -\n")
+    names = "be_name srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_port srv_fqdn"
+    (server,) = parse_state(f"1\n# {names}\nw n1 10.0.0.1 {row} 1 1 5444 -\n")
     assert (server.state, server.ready, server.out) == (state, ready, out)
 
 

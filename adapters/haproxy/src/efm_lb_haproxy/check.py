@@ -158,6 +158,14 @@ def of_writers(truth: Truth, setup: Setup, proxies: Proxies) -> Iterator[Finding
     for name in setup.write:
         if name not in proxies:
             continue
+        for server in proxies[name]:
+            if not server.weight:
+                yield Finding(
+                    Severity.ERROR if server.ready else Severity.WARNING,
+                    server.path,
+                    "has weight 0: no new connection goes there, until a promotion gives it a weight",
+                    f"set server {server.path} weight 100%; and no `weight 0` on its server line",
+                )
         ready = [server for server in proxies[name] if server.ready]
         writers = {node_of(server, truth.nodes) or server.path for server in ready}
         told = " and ".join(map(str, ready))

@@ -249,7 +249,8 @@ def _is_emptying(step: Step) -> bool:
 def _state(step: Step) -> str:
     sessions = f" with {step.server.sessions} sessions" if step.server.sessions else ""
     inherited = " as the server that it tracks" if step.server.admin & (2 | 16) else ""
-    return f"{step.server.state}{inherited}{sessions}"
+    weight = "" if step.server.weight else " with weight 0"
+    return f"{step.server.state}{inherited}{sessions}{weight}"
 
 
 def _keep(

@@ -31,6 +31,8 @@ class Server(NamedTuple):
     :param operational: ``srv_op_state``: 0 stopped, 1 starting, 2 running, 3 stopping
     :param admin: the bits of ``srv_admin_state``
     :param sessions: open sessions
+    :param weight: 0 when no new connection goes there, ready or not
+    :param configured_weight: that of haproxy.cfg
     """
 
     proxy: str
@@ -41,10 +43,12 @@ class Server(NamedTuple):
     operational: int
     admin: int
     sessions: int = 0
+    weight: int = 1
+    configured_weight: int = 1
 
     @property
     def ready(self) -> bool:
-        """New connections go there."""
+        """New connections go there, as long as it has a weight."""
         return self.operational in (_STARTING, _RUNNING) and not self.out
 
     @property
@@ -109,6 +113,8 @@ def _server(row: dict[str, str]) -> Server:
             row["srv_fqdn"],
             int(row["srv_op_state"]),
             int(row["srv_admin_state"]),
+            weight=int(row["srv_uweight"]),
+            configured_weight=int(row["srv_iweight"]),
         )
     except KeyError as missing:
         raise FormatError(f"a server state without {missing}") from None

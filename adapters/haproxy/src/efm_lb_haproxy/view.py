@@ -74,12 +74,13 @@ def view_of(
         found = {name: [server for server in servers if server.is_node(node)] for name, servers in proxies.items()}
         if not any(found.values()):
             continue
-        writes = any(server.ready for name in setup.write for server in found.get(name, ()))
+        writes = any(server.ready and server.weight for name in setup.write for server in found.get(name, ()))
         readers = [server for name in setup.read for server in found.get(name, ())]
         serves = any(server.ready for server in readers) if readers else None
         attached = not (readers and (unserved or _stands_in(node, setup, proxies))) if writes else serves
         detail = ", ".join(
-            f"{server.path} {server.state}{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
+            f"{server.path} {server.state}{' (weight 0)' * (not server.weight)}"
+            f"{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
             for name, servers in found.items()
             for server in servers
         )

@@ -161,6 +161,9 @@ def steps(wanted: tuple[Wish, ...], nodes: tuple[Node, ...], proxies: Mapping[st
         for server in proxies[wish.proxy]:
             place = wish.of(node_of(server, nodes))
             commands = _commands(server, place) if place else ()
+            if place is Place.READY and wish.others is Place.OUT and not server.weight:
+                # Somebody has drained it so. Among readers a weight of 0 may be meant to stay.
+                commands += (f"set server {server.path} weight {'100%' if server.configured_weight else 1}",)
             if place and commands:
                 of_proxy.append(Step(server, place, commands))
         out_first = wish.others is not None
