@@ -34,8 +34,10 @@ CONNECT_TIMEOUT = 3
 """ssh has that long, too, on a machine that may be busy."""
 _ADMIN_PORT = 9999
 
-# A server that is told to stop waits for a standby that it cannot reach.
+# A server that is told to stop waits for a standby that it cannot reach, and for a client that has connected meanwhile
+# and whose first packet does not come.
 _SETTINGS = """
+authentication_timeout = 2s
 wal_sender_timeout = 2s
 wal_receiver_timeout = 2s
 """
