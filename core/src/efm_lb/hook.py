@@ -17,10 +17,13 @@ from efm_lb.calls import Arguments, Call, Kind, parse, without_options
 from efm_lb.configuration import Configuration
 from efm_lb.decide import Decision, Policy, Verdict, decide
 from efm_lb.errors import (
+    EX_CONFIG,
+    EX_NOPERM,
     EX_OK,
     EX_SOFTWARE,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
+    EX_USAGE,
     EfmLbError,
     NotInstalledError,
     UnknownNodeError,
@@ -52,6 +55,8 @@ POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
 FOLLOW_UP_POLL = 0.5
 """The same of a follow-up, for which nobody waits."""
+_UNRECORDED = (EX_USAGE, EX_NOPERM, EX_CONFIG)
+"""The exit codes of a call that is in no journal: it is not known in whose, and EFM may keep to itself what it said."""
 
 
 class _Cluster:
@@ -96,10 +101,11 @@ def main(argv: Sequence[str], begun: HeadStart | None = None) -> int:
     except Terminated:
         report = Report(words, EX_TEMPFAIL, notes=("terminated by a signal before it was done",))
     _say(as_document(report) if "--json" in argv else "\n".join(as_lines(report)))
-    if report.exit_code and any(word.startswith("--follow-up") for word in argv):
+    is_follow_up = any(word.startswith("--follow-up") for word in argv)  # nobody waits for it
+    if report.exit_code in _UNRECORDED or (report.exit_code and is_follow_up):
         from efm_lb.system_log import complain
 
-        complain(as_lines(report))  # nobody waits for a follow-up
+        complain(as_lines(report))
     return report.exit_code
 
 

@@ -170,6 +170,17 @@ def run(world: World, capfd: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+def test_what_is_in_no_journal_is_in_the_systems_log(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
+    code, lines = run("attach", "%h", "s")
+    assert code == 2
+    assert logged == lines
+    code, lines = run("attach", "db9", "s")
+    assert code == 69
+    assert logged != lines, "it is in the journal"
+
+
 def test_a_promotion(world: World, run: Run) -> None:
     code, lines = run("attach", "db2", "p")
     assert code == 0

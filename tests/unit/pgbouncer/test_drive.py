@@ -733,7 +733,8 @@ class TestHold:
         """What was paused is let go by the other process, whatever the hook is told."""
 
         def pause(fake, connection, answer):
-            fake.login = [refuse("not allowed", severity="FATAL")]
+            # The other process may log in too, and before the hook does.
+            fake.login = [refuse("not allowed", severity="FATAL")] * 2
             hang(fake, connection, answer)
 
         fake.instead['PAUSE "app"'] = [pause]
