@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import signal
+from base64 import b64encode
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -264,10 +267,21 @@ class Pgbouncer:
         lines = [f"%include {self.entries}\n", "[pgbouncer]\n"]
         lines += [f"{name} = {value}\n" for name, value in settings.items()]
         self._stage.write(self.directory / "pgbouncer.ini", "".join(lines))
-        self._stage.write(self.directory / "users.txt", f'"{ADMIN_USER}" "{ADMIN_PASSWORD}"\n"{SUPERUSER}" ""\n')
+        users = f'"{ADMIN_USER}" "{_scram_secret(ADMIN_PASSWORD)}"\n"{SUPERUSER}" ""\n'
+        self._stage.write(self.directory / "users.txt", users)
         self._stage.write(self.directory / "hba.conf", _ACCESS.format(network=network))
         self.write_entries(self.first_entries())
         self.directory.chmod(0o711)
         descriptor = os.open(self.passfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(f"*:*:*:{ADMIN_USER}:{ADMIN_PASSWORD}\n")
+
+
+def _scram_secret(password: str) -> str:
+    """What the auth_file has in a password's place (PgBouncer's manual, "Authentication file format")."""
+    iterations = 4096
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    client, server = (hmac.digest(salted, key, "sha256") for key in (b"Client Key", b"Server Key"))
+    parts = [b64encode(part).decode() for part in (salt, hashlib.sha256(client).digest(), server)]
+    return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *parts)
