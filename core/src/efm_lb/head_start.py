@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from efm_lb.login import Login
+    from efm_lb.handover import Login
     from efm_lb.remote.client import Client
 
 __all__ = ["HeadStart", "begin"]
@@ -45,7 +45,8 @@ class HeadStart:
         self._log_in(plan)
 
     def _log_in(self, plan: Mapping[str, Any]) -> None:
-        from efm_lb.login import Login, drop_misleading
+        from efm_lb.connection import drop_misleading
+        from efm_lb.handover import Login
 
         drop_misleading()
         deadline = self.started + plan["connect_timeout"]

@@ -13,8 +13,8 @@ from efm_lb.errors import lack
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
 
 if TYPE_CHECKING:
+    from efm_lb.handover import Kept
     from efm_lb.head_start import HeadStart
-    from efm_lb.watch import Kept
 
 __all__ = ["Answers", "Probe", "failed", "question", "unasked"]
 

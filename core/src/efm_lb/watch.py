@@ -8,13 +8,14 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from efm_lb.connection import ConnectionFailed, StatementFailed, library
+from efm_lb.handover import Kept
 
 if TYPE_CHECKING:
     from efm_lb.connection import Connection
     from efm_lb.probe import Probe
     from efm_lb.truth import Node
 
-__all__ = ["Kept", "wait_for_primary"]
+__all__ = ["wait_for_primary"]
 
 POLL = 0.01
 """Seconds between two questions on one connection."""
@@ -27,28 +28,6 @@ DENIED_RETRY = 5.0
 _DENIED = ("28", "3D", "42")
 
 _IN_RECOVERY = b"SELECT pg_catalog.pg_is_in_recovery() AS recovering"
-
-
-class Kept:
-    """A connection that somebody has used up to now, for whoever asks that node next."""
-
-    def __init__(self) -> None:
-        self._connection: Connection | None = None
-        self._is_given = Event()
-
-    def give(self, connection: Connection | None) -> None:
-        """Hand it over; None when there is none."""
-        self._connection = connection
-        self._is_given.set()
-
-    def take(self, deadline: float) -> Connection | None:
-        """Wait until it is handed over; None when it is not, or there is none.
-
-        :param deadline: by ``time.monotonic()``
-        """
-        self._is_given.wait(max(0.0, deadline - time.monotonic()))
-        connection, self._connection = self._connection, None
-        return connection
 
 
 def wait_for_primary(nodes: Iterable[Node], probe: Probe, until: float) -> bool:

@@ -38,7 +38,7 @@ def connections(cluster: Cluster, number: int) -> int:
 def test_what_it_imports_is_little() -> None:
     """The rest is imported while the databases are at it."""
     heavy = "{'typing', 're', 'enum', 'collections', 'functools', 'threading', 'pluggy', 'efm_lb.hook', 'efm_lb.truth'}"
-    script = f"import sys, efm_lb.head_start, efm_lb.login\nprint(*sorted({heavy} & sys.modules.keys()))"
+    script = f"import sys, efm_lb.head_start, efm_lb.handover\nprint(*sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "\n"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from efm_lb import head_start, login
-from efm_lb.login import Login
+from efm_lb import handover, head_start
+from efm_lb.handover import Login
 
 
 class Connection:
@@ -39,9 +39,9 @@ def test_it_is_closed_once_when_it_is_dropped_as_it_is_done(monkeypatch: pytest.
     """Twice would be a crash in libpq, and no line of output."""
     lock = Lock()
     runs: list[Callable[[], None]] = []
-    monkeypatch.setattr(login, "Connection", Connection)
-    monkeypatch.setattr(login, "allocate_lock", lambda: lock)
-    monkeypatch.setattr(login, "start_new_thread", lambda run, given: runs.append(lambda: run(*given)))
+    monkeypatch.setattr(handover, "Connection", Connection)
+    monkeypatch.setattr(handover, "allocate_lock", lambda: lock)
+    monkeypatch.setattr(handover, "start_new_thread", lambda run, given: runs.append(lambda: run(*given)))
     begun = Login({}, 0.0)
     lock.then = begun.drop
     runs[0]()
@@ -53,7 +53,7 @@ def test_a_host_without_threads_is_for_the_hook_to_report(monkeypatch: pytest.Mo
         raise RuntimeError("can't start new thread")
 
     plan = {"connect_timeout": 1.0, "probe": {}, "nodes": (("db1", "127.0.0.1", 1, ()),), "balancers": ()}
-    monkeypatch.setattr(login, "start_new_thread", none_left)
+    monkeypatch.setattr(handover, "start_new_thread", none_left)
     monkeypatch.setattr(head_start, "gather", lambda *given: None)
     monkeypatch.setattr(head_start.compiled, "read", lambda sources: plan)
     begun = head_start.begin(["attach", "db1", "p"], {})

@@ -1,17 +1,20 @@
-"""A login at a database that is begun now and wanted later. Imported as `efm_lb.head_start` is, so as little."""
+"""Connections to databases that were begun or used by somebody else, for whoever asks there next.
+
+Imported in the first milliseconds of a hook run, as `efm_lb.head_start` is: so it imports as little.
+"""
 
 from __future__ import annotations
 
 import time
 from _thread import allocate_lock, start_new_thread
 
-from efm_lb.connection import Connection, ConnectionFailed, drop_misleading
+from efm_lb.connection import Connection, ConnectionFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Login", "drop_misleading"]
+__all__ = ["Kept", "Login"]
 
 
 class Login:
@@ -68,3 +71,28 @@ class Login:
         """Close the connection, if nobody has taken it: whoever gets the lock has it, and libpq must close it once."""
         if self._done.acquire(blocking=False) and self._connection:
             self._connection.close()
+
+
+class Kept:
+    """A connection that is in use up to now."""
+
+    __slots__ = ("_connection", "_given")
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._given = allocate_lock()
+        self._given.acquire()
+
+    def give(self, connection: Connection | None) -> None:
+        """Hand it over, once; None when there is none."""
+        self._connection = connection
+        self._given.release()
+
+    def take(self, deadline: float) -> Connection | None:
+        """Wait until it is handed over, and take it; once. None when it is not, or there is none.
+
+        :param deadline: by ``time.monotonic()``
+        """
+        if not self._given.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return None
+        return self._connection
