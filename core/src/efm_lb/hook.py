@@ -38,7 +38,7 @@ from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
 from efm_lb.state import State, new_call, write_all
-from efm_lb.truth import Node, Truth
+from efm_lb.truth import Node, Reach, Truth
 
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
@@ -221,7 +221,7 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
         else:
             report = _act(call, cluster, journal, turn, patience)
             if follow_up.is_carried_out(report):
-                state.note(call.node, name, wants_in)
+                state.note(call.node, name, wants_in, _was_up(report))
     except BaseException as error:
         _break_off(journal, error)
         raise
@@ -246,6 +246,14 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
     if journal.failure:
         notes.append(journal.failure)
     return report._replace(notes=(*report.notes, *notes))
+
+
+def _was_up(report: Report) -> bool:
+    """Whether the node that it is about was up."""
+    event = report.decision and report.decision.event
+    if not event:
+        return False
+    return event.truth.state(event.node).reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
 
 
 def _break_off(journal: journals.Journal, error: BaseException) -> None:

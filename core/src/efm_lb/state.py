@@ -68,13 +68,16 @@ class State:
         """A call about ``node`` is about to be named: what is noted already is older, whatever the clock said then."""
         self._older = self._read(self._call_file(node))
 
-    def note(self, node: Node, call: str, attached: bool) -> None:
+    def note(self, node: Node, call: str, attached: bool, was_up: bool = True) -> None:
         """Note that ``call`` was carried out: every balancer has ``node`` in rotation, or out of it.
 
         Not in place of a newer one: whatever it wanted, it is what older calls are measured by.
+
+        :param was_up: the node was up when it was taken out: whoever called wanted it so
         """
         if not self._is_newer(self._read(self._call_file(node)), call):
-            self._write(self._call_file(node), f"{call} {'in' if attached else 'out'}")
+            out = "out" if was_up else "down"
+            self._write(self._call_file(node), f"{call} {'in' if attached else out}")
 
     def contradicted(self, node: Node, call: str, attached: bool) -> bool:
         """Whether a newer call than ``call`` was carried out that wanted the opposite: EFM's newer word counts then.
@@ -82,16 +85,16 @@ class State:
         A newer call of the same kind, and one that was not carried out, say nothing: the truth decides.
         """
         noted = self._read(self._call_file(node))
-        return self._is_newer(noted, call) and noted.endswith(" out" if attached else " in")
+        return self._is_newer(noted, call) and noted.endswith((" out", " down") if attached else " in")
 
     def _is_newer(self, noted: str, call: str) -> bool:
         # A note from the future is one of a clock that was wrong.
         return noted != self._older and _moment(call) < _moment(noted) <= time.time_ns()
 
     def taken_out(self, node: Node) -> float | None:
-        """When the newest call about ``node`` that was carried out was made, if it took the node out, else None.
+        """When the newest call about ``node`` that was carried out was made, in seconds since 1970.
 
-        In seconds since 1970.
+        None when it put the node in, or when the node was not up.
         """
         newest, _, done = self._read(self._call_file(node)).partition(" ")
         return _moment(newest) / 1e9 if done == "out" else None

@@ -103,7 +103,7 @@ class Haproxy:
         return text.encode()
 
     def _load(self, content: bytes) -> None:
-        before = self.readers
+        before, wrote = self.readers, self.writers
         self.servers = {
             f"{line.proxy}/{line.name}": Server(
                 line.proxy,
@@ -120,6 +120,10 @@ class Haproxy:
         self._watch.writers(self)
         for database in before:
             if database not in self.readers:
+                self._watch.taken_out(self, database, None)
+        for database in wrote:
+            # A live primary that was taken out of the file, as the operator allows, while no HAProxy ran.
+            if self._watch.obeys and not database.in_recovery and database not in (*self.writers, *self.readers):
                 self._watch.taken_out(self, database, None)
 
     def stop(self) -> None:

@@ -185,7 +185,9 @@ class Pgpool:
 
     def _set(self, number: int, attached: bool) -> None:
         if self.attached[number] and not attached:
-            self.watch.taken_out(self, self.cluster.all[number], self._event)
+            # One that had the writes may have been meant as the primary that it was.
+            event = None if self.primary == number else self._event
+            self.watch.taken_out(self, self.cluster.all[number], event)
         self.attached[number] = attached
         self.watch.touched(self, self._teller)
         self.simulation.say(f"node {number} {'up' if attached else 'down'}")

@@ -170,6 +170,14 @@ def run(world: World, capfd: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+@pytest.mark.parametrize(("truth", "is_meant"), [(Reach.ACCEPTING, True), (Reach.REFUSED, False)])
+def test_a_node_that_was_up_was_taken_out_on_purpose(world: World, run: Run, truth: Reach, is_meant: bool) -> None:
+    role = Role.STANDBY if truth is Reach.ACCEPTING else None
+    world.truths = [Truth((state(DB1, Role.PRIMARY), state(DB2, role, truth)))]
+    assert run("detach", "db2", "s")[0] == 0
+    assert (State(str(world.state_dir), "efm").taken_out(DB2) is not None) == is_meant
+
+
 def test_what_is_in_no_journal_is_in_the_systems_log(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))

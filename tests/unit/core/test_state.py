@@ -26,6 +26,16 @@ def test_a_newer_call_that_was_carried_out_and_wanted_the_opposite_counts(tmp_pa
     assert not State(str(tmp_path), "sales").contradicted(DB1, first, attached=True)
 
 
+def test_what_was_down_was_not_taken_out_on_purpose(tmp_path: Path) -> None:
+    state = State(str(tmp_path), "efm")
+    first, second, third = new_call(), new_call(), new_call()
+    state.note(DB1, second, attached=False, was_up=False)
+    assert state.contradicted(DB1, first, attached=True)
+    assert state.taken_out(DB1) is None
+    state.note(DB1, third, attached=False)
+    assert state.taken_out(DB1) == pytest.approx(time.time(), abs=60)
+
+
 def test_an_older_call_never_takes_the_place_of_a_newer_one(tmp_path: Path) -> None:
     state = State(str(tmp_path), "efm")
     first, second = new_call(), new_call()

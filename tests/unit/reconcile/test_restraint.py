@@ -39,7 +39,8 @@ class Watch:
         text = self.restraint.recollection(self._began)
         self._began += at
         self.restraint = Restraint(self._policy, self._obeys)
-        self.restraint.recall(text, ["pool1"], NODES, 0.0, self._began, called_out or {})
+        self.restraint.recall(text, ["pool1"], NODES, 0.0, self._began)
+        self.restraint.hear(called_out or {})
         self._since = dict.fromkeys(NODES, 0.0)
 
 
@@ -241,26 +242,17 @@ def test_what_efm_took_out_before_the_very_first_look_stays_out(watch: Watch) ->
     assert events(watch(50, "Pss", "Wad")) == [(Attach, "db3")]
 
 
-def test_what_efm_took_out_because_it_was_down_does_not_stay_out(watch: Watch) -> None:
-    for pause, stays in ((20, False), (2000, True)):
-        watch(0, "Pss", "Waa")
-        watch(5, "Psx", "Waa")
-        watch.begins_anew(pause, {DB3: -10.0})
-        watch(0, "Pss", "Wad")
-        assert (watch(3, "Pss", "Wad").events == ()) is stays, "long after that it is about something else"
-
-
 @pytest.mark.parametrize(
     "text", ["", "out\tpool1\tdb3\tstandby\tnan\t1e9", "saw\tpool1\tdb3", "moved\tpool1\tdb9", "x"]
 )
 def test_what_makes_no_sense_means_nothing(watch: Watch, text: str) -> None:
-    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN, {})
+    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN)
     assert events(watch(5, "Pss", "Wad")) == [(Attach, "db3")]
 
 
 def test_a_wrong_clock_makes_nobody_wait_for_years(watch: Watch) -> None:
     text = f"out\tpool1\tdb3\tstandby\t9e9\t{BEGAN + 9e9}\ndown\tdb2\t{BEGAN + 9e9}"
-    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN, {})
+    watch.restraint.recall(text, ["pool1"], NODES, 0, BEGAN)
     assert [(held.event.node.name, held.until) for held in watch(10, "Pxs", "Wad").held] == [
         ("db2", 15),
         ("db3", 3600),
@@ -432,7 +424,7 @@ def test_writes_that_were_moved_to_a_silent_node_while_no_process_looked_stay_th
     for is_promoted in (False, True):
         before, after = Restraint(POLICY), Restraint(POLICY)
         before.judge("pool1", sight["Ps"], view("Wa"), 0.0)
-        after.recall(before.recollection(BEGAN), ["pool1"], NODES[:2], 50.0, BEGAN, {})
+        after.recall(before.recollection(BEGAN), ["pool1"], NODES[:2], 50.0, BEGAN)
         now = sight["P-"]
         if is_promoted:
             primary, silent = now.truth.states

@@ -207,10 +207,10 @@ def test_one_look_knows_what_the_one_before_has_seen(world: World) -> None:
 def test_the_very_first_look_knows_efms_calls_on_this_host(world: World) -> None:
     world.databases.letters = "Pss"
     world.view = view("Wdd")
-    state = State(world.configuration.state_dir, "efm")
+    world.begin()
+    state = State(world.configuration.state_dir, "efm")  # the calls come while it starts
     state.note(NODES[2], new_call(), attached=False)
     state.note(NODES[1], new_call(), attached=True)
-    world.begin()
     lines = world.rounds.play(0.0).lines
     assert "pool1: attach db3 waits: db3 was taken out while it was up: somebody wants it so" in lines
     assert [event.node.name for event in world.told] == ["db2"]

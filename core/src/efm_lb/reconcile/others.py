@@ -18,21 +18,13 @@ class Others:
 
     :param hold: seconds that a node which was taken out while it was up stays out, the first time
     :param obeys: EFM may take out a live primary, too
-    :param called_out: when EFM called about those nodes that its last call took out, while nobody looked
-    :param was_down: since when each node was down at the last look of the process before
+    :ivar called_out: when EFM called about those nodes that its last call took out while they were up
     """
 
-    def __init__(
-        self,
-        hold: float,
-        obeys: bool,
-        called_out: Mapping[Node, float] | None = None,
-        was_down: Mapping[Node, float] | None = None,
-    ) -> None:
+    def __init__(self, hold: float, obeys: bool) -> None:
+        self.called_out: Mapping[Node, float] = {}
         self._hold = hold
         self._obeys = obeys
-        self._called_out = called_out or {}
-        self._was_down = was_down or {}
 
     def notice(
         self,
@@ -80,17 +72,13 @@ class Others:
                 self._stays_out(memory, seen.node, role, now, is_same=bool(was and not was.kept))
 
     def _notice_calls(self, memory: Memory, truth: Truth, view: View, now: float) -> Collection[Node]:
-        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are.
-
-        Not of one that was down at the last look: soon after it went down EFM calls for just that reason.
-        """
+        """Keep account of what EFM's calls have taken out while nobody looked, and tell which nodes these are."""
         found = []
         for seen in view.nodes:
-            role, called = truth.role(seen.node), self._called_out.get(seen.node, -inf)
+            role, called = truth.role(seen.node), self.called_out.get(seen.node, -inf)
             until = called + self._hold
             is_out = seen.attached is False if role is Role.STANDBY else self._obeys and not writers(view)
-            was_down = called < self._was_down.get(seen.node, -inf) + self._hold
-            if role and is_out and not was_down and until > now and seen.node not in memory.out:
+            if role and is_out and until > now and seen.node not in memory.out:
                 memory.out[seen.node] = Out(role, self._hold, min(until, now + self._hold))
                 found.append(seen.node)
         return found

@@ -99,7 +99,6 @@ class Restraint:
         nodes: Iterable[Node],
         now: float,
         since: float,
-        called_out: Mapping[Node, float],
     ) -> None:
         """Go on where another process has ended.
 
@@ -107,10 +106,20 @@ class Restraint:
         :param names: of the balancers that there are
         :param now: by this one's clock
         :param since: when that clock was 0, in seconds since 1970
-        :param called_out: when EFM called about those nodes that its last call took out, by this one's clock
         """
         self._balancers, self._down = restored(text, names, nodes, now, since)
-        self._others = Others(self._policy.hold, self._obeys, called_out, dict(self._down))
+
+    def is_first_look(self, names: Iterable[str]) -> bool:
+        """Whether one of these balancers was never looked at by this process."""
+        return any(name not in self._balancers or self._balancers[name].is_first_look for name in names)
+
+    def hear(self, called_out: Mapping[Node, float]) -> None:
+        """Know of EFM's calls while nobody looked.
+
+        :param called_out: when it called about those nodes that its last call took out while they were up, by this
+            process' clock
+        """
+        self._others.called_out = called_out
 
     def recollection(self, since: float) -> str:
         """What another process must know to go on."""

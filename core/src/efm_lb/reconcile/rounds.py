@@ -21,7 +21,7 @@ from efm_lb.reconcile.differences import disagreement, no_primary, untold
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from efm_lb.reconcile.vigil import Vigil
 from efm_lb.state import State, new_call
-from efm_lb.truth import Truth
+from efm_lb.truth import Node, Truth
 from efm_lb.views import View
 
 __all__ = ["Round", "Rounds"]
@@ -98,6 +98,8 @@ class Rounds:
         """
         in_maintenance = [each.name for each in in_force(self._configuration.state_dir, self._configuration.cluster)]
         sight = self._sight()
+        if self._restraint.is_first_look(views):
+            self._restraint.hear(self._called_out())  # as they are now: there may have been one since the start
         now = time.monotonic()
         verdicts = {
             name: self._restraint.judge(name, sight, _view(answer), now, in_maintenance)
@@ -139,9 +141,11 @@ class Rounds:
         """Go on where the last process has ended."""
         nodes, began = self._configuration.nodes, self._clock_began
         names = [balancer.name for balancer in self._configuration.balancers]
-        calls = {node: self._state.taken_out(node) for node in nodes}
-        called_out = {node: at - began for node, at in calls.items() if at is not None}
-        self._restraint.recall(self._kept, names, nodes, time.monotonic(), began, called_out)
+        self._restraint.recall(self._kept, names, nodes, time.monotonic(), began)
+
+    def _called_out(self) -> dict[Node, float]:
+        calls = {node: self._state.taken_out(node) for node in self._configuration.nodes}
+        return {node: at - self._clock_began for node, at in calls.items() if at is not None}
 
     def _keep(self) -> None:
         """Write down what the next process must know."""
