@@ -11,8 +11,10 @@ __all__ = ["complain"]
 
 def complain(lines: Iterable[str]) -> None:
     """Write ``lines`` to the system's log, as errors; where there is none, nothing happens."""
-    import syslog
-
+    try:
+        import syslog
+    except (ImportError, OSError):  # a Python without it, or no file descriptor left to read it
+        return
     syslog.openlog("efm-lb", syslog.LOG_PID, syslog.LOG_DAEMON)
     for line in lines:
         syslog.syslog(syslog.LOG_ERR, line)
