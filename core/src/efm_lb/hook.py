@@ -221,7 +221,7 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
         else:
             report = _act(call, cluster, journal, turn, patience)
             if follow_up.is_carried_out(report):
-                state.note(call.node, name, wants_in, _was_up(report))
+                state.note(call.node, name, wants_in, _was_up(call.node, report))
     except BaseException as error:
         _break_off(journal, error)
         raise
@@ -248,12 +248,10 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
     return report._replace(notes=(*report.notes, *notes))
 
 
-def _was_up(report: Report) -> bool:
-    """Whether the node that it is about was up."""
+def _was_up(node: Node, report: Report) -> bool:
+    """Whether ``node`` was up when the call about it was carried out; the event may be about the new primary."""
     event = report.decision and report.decision.event
-    if not event:
-        return False
-    return event.truth.state(event.node).reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
+    return event is not None and event.truth.state(node).reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
 
 
 def _break_off(journal: journals.Journal, error: BaseException) -> None:

@@ -178,6 +178,13 @@ def test_a_node_that_was_up_was_taken_out_on_purpose(world: World, run: Run, tru
     assert (State(str(world.state_dir), "efm").taken_out(DB2) is not None) == is_meant
 
 
+def test_a_dead_old_primary_was_not_taken_out_on_purpose(world: World, run: Run) -> None:
+    """The event is about the new primary, which is up."""
+    world.truths = [FAILED_OVER]
+    assert run("detach", "db1", "p")[0] == 0
+    assert State(str(world.state_dir), "efm").taken_out(DB1) is None
+
+
 def test_what_is_in_no_journal_is_in_the_systems_log(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr("syslog.syslog", lambda priority, line: logged.append(line))
