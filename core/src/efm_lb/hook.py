@@ -38,7 +38,7 @@ from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
 from efm_lb.signals import Terminated
 from efm_lb.state import State, new_call, write_all
-from efm_lb.truth import Node, Reach, Truth
+from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
@@ -251,7 +251,7 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
 def _was_up(node: Node, report: Report) -> bool:
     """Whether ``node`` was up when the call about it was carried out; the event may be about the new primary."""
     event = report.decision and report.decision.event
-    return event is not None and event.truth.state(node).reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
+    return event is not None and event.truth.state(node).reach.serves
 
 
 def _break_off(journal: journals.Journal, error: BaseException) -> None:

@@ -30,6 +30,11 @@ class Reach(Enum):
     NO_RESPONSE = "no response"
     """Nothing came back within the connect time-out: host down, partitioned or frozen."""
 
+    @property
+    def serves(self) -> bool:
+        """Whether the server takes connections, be it not this one."""
+        return self in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
+
 
 class Node(NamedTuple):
     """A database server of the cluster.

@@ -322,9 +322,7 @@ def _is_last_answering(event: Detach, target: Backend, backends: tuple[Backend, 
     answering = [
         backend.id
         for state in event.truth.states
-        if state.reach in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
-        and (backend := backend_of(state.node, backends))
-        and backend.attached
+        if state.reach.serves and (backend := backend_of(state.node, backends)) and backend.attached
     ]
     return answering == [target.id]
 

@@ -8,9 +8,6 @@ from efm_lb.views import View
 
 __all__ = ["differences", "disagreement", "gone", "no_primary", "untold"]
 
-_GONE = (Reach.REFUSED, Reach.REJECTING, Reach.NO_RESPONSE)
-"""It serves nobody. One that is denied or full is up."""
-
 
 def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     """The events that would bring a balancer in line with the truth, in the order to send them.
@@ -36,7 +33,7 @@ def differences(truth: Truth, view: View) -> tuple[Event, ...]:
     events += [
         Detach(seen.node, truth, origin)
         for seen in view.nodes
-        if truth.state(seen.node).reach in _GONE and (seen.attached or not seen.kept) and (primary or not seen.writes)
+        if not truth.state(seen.node).reach.serves and (seen.attached or not seen.kept) and (primary or not seen.writes)
     ]
     events += [
         Attach(seen.node, truth, origin)
@@ -59,7 +56,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "not known to this balancer"
         elif seen.writes and state.role is Role.STANDBY:
             wrong[node.name] = "gets writes, but is a standby"
-        elif seen.writes and state.reach in _GONE:
+        elif seen.writes and not state.reach.serves:
             wrong[node.name] = "gets writes, but is down"
         elif state.role is Role.PRIMARY and truth.outdated(node):
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
@@ -67,7 +64,7 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is a primary, but gets no writes"
         elif seen.attached is False and state.reach is Reach.ACCEPTING:
             wrong[node.name] = "is up, but detached"
-        elif seen.attached and state.reach in _GONE:
+        elif seen.attached and not state.reach.serves:
             wrong[node.name] = "is down, but attached"
         elif not seen.kept:
             wrong[node.name] = "would be otherwise after a reload"
@@ -98,4 +95,4 @@ def untold(truth: Truth) -> dict[str, str]:
 
 def gone(truth: Truth) -> list[Node]:
     """The nodes that serve nobody."""
-    return [state.node for state in truth.states if state.reach in _GONE]
+    return [state.node for state in truth.states if not state.reach.serves]

@@ -86,7 +86,6 @@ class Restraint:
 
     def __init__(self, policy: Reconcile, obeys: bool = False) -> None:
         self._policy = policy
-        self._obeys = obeys
         self._balancers: dict[str, Memory] = {}
         self._primaries: dict[Node, int] = {}
         self._down: dict[Node, float] = {}

@@ -88,7 +88,7 @@ class Rounds:
             tuple(dict.fromkeys(line for part in rounds for line in part.lines)),
             {name: outcome for part in rounds for name, outcome in part.outcomes.items()},
             all(part.is_right for part in rounds),
-            min((part.next_look for part in rounds), default=float("inf")),
+            min(part.next_look for part in rounds),
         )
 
     def _part(self, views: Mapping[str, Answer], patience: float) -> tuple[Round, bool]:
