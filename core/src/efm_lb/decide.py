@@ -201,7 +201,7 @@ def _detach(call: Call, state: NodeState, truth: Truth, policy: Policy) -> Decis
         if not others_usable:
             return _last_usable(call, truth, policy, f"{node.name} is the last node that answers", "R16")
         return _take_out(call, truth, f"{node.name} is a standby, and is up", "R17")
-    is_up = state.reach in (Reach.DENIED, Reach.FULL)
+    is_up = state.reach.is_untold
     if is_up and not truth.primary and (call.role is not Role.STANDBY or not others_usable):
         return _last_usable(call, truth, policy, f"{node.name} is up and may be the primary ({state.detail})", "R18")
     if is_up:

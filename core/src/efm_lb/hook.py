@@ -49,8 +49,6 @@ __all__ = ["main", "run"]
 
 PATIENCE = 0.6
 """The part of the deadline that may go into waiting for a node; the rest is the balancers'."""
-HANGS = 60.0
-"""Seconds, besides ten times the deadline, after which a run hangs, whatever holds it: it must not keep the lock."""
 POLL = 0.05
 """Seconds between two questions to a node that is on its way."""
 FOLLOW_UP_POLL = 0.5
@@ -134,7 +132,7 @@ def run(arguments: Arguments, environ: Mapping[str, str], begun: HeadStart | Non
         Probe(configuration.probe, configuration.connect_timeout, begun),
         begun.clients if begun else {},
     )
-    signals.end_after((arguments.follow_up or 0.0) + HANGS + 10 * configuration.deadline)
+    signals.end_after((arguments.follow_up or 0.0) + signals.hangs_after(configuration.deadline))
     try:
         if arguments.dry_run:
             report = _rehearse(_call(arguments, configuration), cluster)

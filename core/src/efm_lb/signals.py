@@ -8,7 +8,10 @@ from __future__ import annotations
 # The C functions behind `signal`, without the enumerations that it builds at import.
 from _signal import ITIMER_REAL, SIG_IGN, SIGINT, SIGTERM, setitimer, signal  # type: ignore[import-not-found]
 
-__all__ = ["Terminated", "end_after", "ignore", "raise_terminated"]
+__all__ = ["HANGS", "Terminated", "end_after", "hangs_after", "ignore", "raise_terminated"]
+
+HANGS = 60.0
+"""Seconds, besides ten times the deadline, after which a run hangs, whatever holds it: it must not keep the lock."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,6 +27,11 @@ def raise_terminated() -> None:
 def end_after(seconds: float) -> None:
     """Let the kernel end this process then (SIGALRM), wherever it hangs and without a word; never for 0."""
     setitimer(ITIMER_REAL, seconds)
+
+
+def hangs_after(deadline: float) -> float:
+    """Seconds after which a run that has ``deadline`` seconds for its work hangs."""
+    return HANGS + 10 * deadline
 
 
 def ignore() -> None:

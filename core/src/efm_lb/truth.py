@@ -33,7 +33,12 @@ class Reach(Enum):
     @property
     def serves(self) -> bool:
         """Whether the server takes connections, be it not this one."""
-        return self in (Reach.ACCEPTING, Reach.DENIED, Reach.FULL)
+        return self is Reach.ACCEPTING or self.is_untold
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the server takes connections, and its role is not known all the same."""
+        return self in (Reach.DENIED, Reach.FULL)
 
 
 class Node(NamedTuple):

@@ -70,13 +70,13 @@ def test_two_that_hang_at_import(tmp_path: Path) -> None:
 # The run itself hangs, while it holds the lock.
 HANGING = """
 import sys, threading
-from efm_lb import hook
+from efm_lb import hook, signals
 
 def hang(*given):
     print("hangs", flush=True)
     threading.Event().wait()
 
-hook.decide, hook.HANGS = hang, 0.5
+hook.decide, signals.HANGS = hang, 0.5
 sys.exit(hook.main(sys.argv[1:]))
 """
 

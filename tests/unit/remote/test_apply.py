@@ -156,13 +156,14 @@ def test_a_signal_is_answered_as_a_temporary_failure(command: list[str]) -> None
 
 HANGING = """
 import os, sys, threading
+from efm_lb import signals
 from efm_lb.remote import apply
 
 def hang(*given, **more):
     os.write(2, b"hangs")
     threading.Event().wait()
 
-apply.PATIENCE = apply.HANGS = 0.5
+apply.PATIENCE = signals.HANGS = 0.5
 apply.{what} = hang
 sys.exit(apply.main(sys.argv[1:]))
 """

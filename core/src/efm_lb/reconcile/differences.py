@@ -87,9 +87,7 @@ def no_primary(truth: Truth) -> str:
 def untold(truth: Truth) -> dict[str, str]:
     """The nodes that are up and do not tell their role, by name, and what they say instead."""
     return {
-        state.node.name: f"does not tell its role: {state.detail}"
-        for state in truth.states
-        if state.reach in (Reach.DENIED, Reach.FULL)
+        state.node.name: f"does not tell its role: {state.detail}" for state in truth.states if state.reach.is_untold
     }
 
 

@@ -46,8 +46,6 @@ __all__ = ["main", "parse"]
 
 PATIENCE = 90.0
 """Seconds that a request may be under way: the hook connects before it has asked the databases."""
-HANGS = 60.0
-"""Seconds, besides those that a request may be under way, or ten times the deadline, after which a run hangs."""
 
 _NOT_FROM_OUTSIDE = ("EFM_LB_", "PG", "PCP")
 """What variables begin with that are settings of efm-lb, of libpq and of pgpool's tools."""
@@ -75,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
             signals.raise_terminated()
             _write(encoded(ready_document()))
             _forget_environment()
-            signals.end_after(PATIENCE + HANGS)
+            signals.end_after(PATIENCE + signals.HANGS)
             try:
                 said = _answer(parse(argv), time.monotonic())
             finally:
@@ -126,7 +124,7 @@ def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
     data = _read(time.monotonic() + PATIENCE)
     if not data:
         return None
-    signals.end_after(HANGS + 10 * configuration.deadline)
+    signals.end_after(signals.hangs_after(configuration.deadline))
     request = read_request(data)
     deadline = (came or time.monotonic()) + request.seconds
     _match(request, configuration)
