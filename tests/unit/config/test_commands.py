@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
@@ -139,6 +143,41 @@ def test_the_reference(load: Compose) -> None:
     assert done.stdout == markdown(composed(discover())) + "\n"
     assert "| `EFM_LB_BALANCERS__<NAME>__PORT` | integer | `9898` |" in done.stdout
     assert "| `EFM_LB_BALANCERS__<NAME>__WRITE` | list of strings |" in done.stdout
+
+
+def with_json(command: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """The commands that take ``--json``."""
+    if any("--json" in parameter.opts for parameter in command.params):
+        yield words
+    for name, each in getattr(command, "commands", {}).items():
+        yield from with_json(each, *words, name)
+
+
+WITH_JSON = [words for words in with_json(typer.main.get_command(app)) if words not in (("adapters",), ("rehearse",))]
+"""Those of them that need settings."""
+OPERANDS = {"attach": ("10.0.0.11", "s"), "detach": ("10.0.0.11", "s"), "promote": ("10.0.0.11",)}
+
+
+@pytest.mark.parametrize("words", WITH_JSON, ids=" ".join)
+def test_wrong_settings_are_told_in_json_where_json_is_wanted(words: tuple[str, ...], env_file: Path) -> None:
+    env_file.write_text(MINIMAL + "EFM_LB_DEADLINE=x\nEFM_LB_TYPO=1\n")
+    argv = [sys.executable, "-m", "efm_lb", *words, *OPERANDS.get(words[0], ()), "--json", f"--env-file={env_file}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env={})
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (78, 78)
+    is_hook = words[0] in OPERANDS
+    assert document["schema"] == ("efm-lb/hook/v1" if is_hook else "efm-lb/failure/v1")
+    assert document["notes" if is_hook else "problems"][0] == f"EFM_LB_DEADLINE ({env_file}:4): 'x' is not a number"
+
+
+def test_they_are_all_there() -> None:
+    assert {words[0] for words in WITH_JSON} >= {"status", "plan", "check", "history", "reconcile", "config"}
+
+
+def test_a_wrong_word_is_told_in_json_where_json_is_wanted() -> None:
+    done = run("history", "--json", "show")
+    assert (done.exit_code, json.loads(done.stdout)["exit_code"]) == (2, 2)
+    assert json.loads(run("history", "show", "--cluster=../x", "--json").stdout)["exit_code"] == 2
 
 
 @pytest.mark.parametrize("cluster", ["../x", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from efm_lb.reconcile import service
 from efm_lb.reconcile.rounds import Round
+from efm_lb.reconcile.supervisor import Supervisor
 from efm_lb.rehearsal.waiting import wait_until
 
 SETTINGS = """\
@@ -112,6 +114,22 @@ def test_what_is_terminated_says_so(
     monkeypatch.setattr(service, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert service.main(words) == code
     assert capfd.readouterr().out == said
+
+
+def test_each_line_of_a_service_for_programs_is_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also the one before it starts anew, which another process does."""
+    monkeypatch.setattr(service, "_start_anew", failing(InterruptedError()))
+    changes = iter([False, True])
+    rounds = SimpleNamespace(play=lambda patience: Round(("edge: wrong",), {}, False, 0.0))
+    configuration = SimpleNamespace(cluster="efm", reconcile=SimpleNamespace(period=0.0))
+    vigil = SimpleNamespace(wait=lambda until: True)
+    with pytest.raises(InterruptedError):
+        service._watch(configuration, True, lambda: next(changes), vigil, rounds, Supervisor({}))  # type: ignore[arg-type]
+    first, last = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert first["lines"] == ["edge: wrong"]
+    assert last == first | {"lines": ["the settings have changed: starting anew"]}
 
 
 @pytest.mark.parametrize("words", [["--custom-monitor"], [], ["--watch"]])

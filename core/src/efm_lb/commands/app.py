@@ -11,8 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from efm_lb import __version__
-from efm_lb.commands.options import Cluster, EnvFile, Json
+from efm_lb.commands.options import Cluster, EnvFile, Json, wants_json
 from efm_lb.errors import EX_OK, EX_SOFTWARE, CallError, EfmLbError, printable, unforeseen
+from efm_lb.failure import as_document
 from efm_lb.settings import settings_of
 
 __all__ = ["app", "run"]
@@ -23,13 +24,15 @@ _READER_GONE = 141
 
 
 class _Group(TyperGroup):
-    """Ends with the message and the exit code of an `EfmLbError` instead of a traceback."""
+    """Ends with the message and the exit code of an `EfmLbError` instead of a traceback; with ``--json``, in JSON."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except EfmLbError as error:
             with suppress(OSError):
+                if wants_json(ctx):
+                    typer.echo(as_document(error.exit_code, error.messages))
                 for message in error.messages:
                     typer.echo(f"efm-lb: {message}", err=True)
             raise typer.Exit(error.exit_code) from None

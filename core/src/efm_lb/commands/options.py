@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Cluster", "EnvFile", "Json"]
+__all__ = ["Cluster", "EnvFile", "Json", "wants_json"]
+
+_WANTED = "efm_lb.json"
+
+
+def _note(context: typer.Context, value: bool) -> bool:
+    context.meta[_WANTED] = value
+    return value
+
+
+def wants_json(context: typer.Context) -> bool:
+    """Whether the command that ran, or was about to, was given ``--json``."""
+    return bool(context.meta.get(_WANTED))
+
 
 Cluster = Annotated[str, typer.Option("--cluster", metavar="NAME", help="The EFM cluster's name.")]
 EnvFile = Annotated[
@@ -18,4 +31,4 @@ EnvFile = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.", callback=_note)]

@@ -40,6 +40,7 @@ __all__ = ["Arguments", "main", "parse"]
 SCHEMA = "efm-lb/reconcile/v1"
 _M_ARENA_MAX = -8
 """Of glibc's mallopt(3)."""
+_ANEW = "the settings have changed: starting anew"
 _ROUNDS = 10
 """Rounds that a single reconcile takes at most: what it waits for may be due soon."""
 
@@ -81,8 +82,13 @@ def main(argv: Sequence[str]) -> int:
         if "--watch" in argv:  # it never is
             code, problems = EX_OK, ()
     lines = [printable(f"efm-lb reconcile: {problem}") for problem in problems]
-    for line in lines:
-        _say(line)
+    if problems and "--json" in argv:
+        from efm_lb.failure import as_document
+
+        _say(as_document(code, problems))
+    else:
+        for line in lines:
+            _say(line)
     if is_monitor and lines:
         complain(lines)  # EFM takes no notice of what a monitor says that ends with 0
     return EX_OK if is_monitor else code
@@ -142,7 +148,7 @@ def _once(configuration: Configuration, rounds: Rounds, as_json: bool) -> int:
             break
         time.sleep(max(0.0, done.next_look - time.monotonic()))
     if as_json:
-        _say(_document(configuration, said, done))
+        _say(_document(configuration, said, done.is_right))
     else:
         changing = "not right yet: the databases change while they are looked at"
         for line in said or ["everything is right" if done.is_right else changing]:
@@ -159,18 +165,20 @@ def _watch(
     supervisor: Supervisor,
 ) -> None:
     before: tuple[str, ...] = ()
+    is_right = False
     supervisor.tell(READY)
     while True:
         supervisor.tell(ALIVE)
         if is_changed():
-            _say("the settings have changed: starting anew")
+            _say(_document(configuration, [_ANEW], is_right) if as_json else _ANEW)
             _start_anew()
         began = time.monotonic()
         done = rounds.play(0.0)
+        is_right = done.is_right
         fresh = [line for line in done.lines if line not in before]
         if as_json:
             if done.lines != before:
-                _say(_document(configuration, fresh, done))
+                _say(_document(configuration, fresh, is_right))
         else:
             for line in fresh or (["everything is right again"] if before and not done.lines else []):
                 _say(line)
@@ -199,11 +207,11 @@ def _start_anew() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _document(configuration: Configuration, lines: Sequence[str], done: Round) -> str:
-    """What came of a round, as one line of JSON."""
+def _document(configuration: Configuration, lines: Sequence[str], is_right: bool) -> str:
+    """What came of a round, and what else there is to say, as one line of JSON."""
     import json
 
-    document = {"schema": SCHEMA, "cluster": configuration.cluster, "is_right": done.is_right, "lines": list(lines)}
+    document = {"schema": SCHEMA, "cluster": configuration.cluster, "is_right": is_right, "lines": list(lines)}
     return json.dumps(document)
 
 
