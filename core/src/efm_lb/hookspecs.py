@@ -46,6 +46,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:  # type: ignore[empty-body]
     a ``pattern`` says in words what it demands, for messages. The keyword ``x-identity``,
     a list of lists of settings, says when two balancers are one and are refused: when
     they have a value in common in each of the lists. Without it, when all is the same.
+    The keyword ``x-disjoint``, such a list, too, says which settings share no value.
 
     :return: the schema; ``properties`` in lower case, ``PORT`` is ``port``
     :raises: nothing; an exception disables the adapter and is reported as its bug

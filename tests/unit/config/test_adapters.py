@@ -30,6 +30,8 @@ from unit.config.fakes import ADAPTER, Install
         ({"x-identity": "a"}, "x-identity is not a list of lists of settings"),
         ({"x-identity": ["a"]}, "x-identity is not a list of lists of settings"),
         ({"x-identity": [["a"]]}, "x-identity has 'a', which is not among its properties"),
+        ({"x-disjoint": ["a"]}, "x-disjoint is not a list of lists of settings"),
+        ({"x-disjoint": [["a"]]}, "x-disjoint has 'a', which is not among its properties"),
         ({"required": ["a"]}, "requires 'a', which is not among its properties"),
         ({"properties": {"a": {"type": "string", "x": object()}}}, "not JSON"),
         ({"properties": {"a": {"type": "number", "default": float("nan")}}}, "not JSON"),

@@ -362,6 +362,24 @@ def test_what_an_adapter_wants_is_told_in_words(
     assert re.fullmatch(".*".join(parts), said), said
 
 
+@pytest.mark.parametrize("host_ssh", [{}, {"HOST_SSH": "lb1"}])
+@pytest.mark.parametrize(
+    ("adapter", "settings"),
+    [("haproxy", EDGE | {"WRITE": "a,b", "READ": "c,b"}), ("pgbouncer", PGB | {"WRITE": "a,b", "READ": "b,c"})],
+)
+def test_what_carries_writes_and_reads(
+    complain: Complain, adapter: str, settings: dict[str, str], host_ssh: dict[str, str]
+) -> None:
+    """Also where the load balancer is on another host: what is told here must be right."""
+    given = settings | host_ssh
+    content = "\n".join(blocks(adapter, given, {}).splitlines()[: 2 + len(given)]) + "\n"
+    write, read = (3 + list(given).index(key) for key in ("WRITE", "READ"))
+    assert complain(content) == [
+        f"EFM_LB_BALANCERS__A__READ (FILE:{read}): 'b' is in EFM_LB_BALANCERS__A__WRITE (FILE:{write}) as well,"
+        " and can be in one of them only"
+    ]
+
+
 @pytest.mark.parametrize("admin", ["host=/run/pgb", "port = 6432", "postgresql://efm@pgb1:6432", "postgres://pgb1"])
 def test_all_forms_of_a_connection_string(load: Compose, admin: str) -> None:
     settings = PGB | {"ADMIN": admin}

@@ -240,7 +240,5 @@ def test_settings():
     setup = setup_of(balancer("/a"))
     assert (setup.write, setup.read, setup.reads, setup.tls) == (("w",), ("r",), Reads.FALLBACK, None)
     assert setup.variable_of("r") == "EFM_LB_BALANCERS__EDGE__READ"
-    with pytest.raises(PermanentError, match="proxy w is in WRITE and in READ"):
-        setup_of(balancer("/a", read=["r", "w"]))
     with pytest.raises(PermanentError, match="CAFILE is for host:port"):
         setup_of(balancer("/a", cafile="/ca.pem"))

@@ -89,6 +89,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
         },
         "required": ["socket"],
         "x-identity": [["socket"], ["write", "read"]],
+        "x-disjoint": [["write", "read"]],
         "dependentRequired": {"certfile": ["cafile"], "keyfile": ["certfile"]},
         "if": {"not": {"required": ["write"]}},
         "then": {"required": ["read"]},

@@ -86,9 +86,6 @@ def setup_of(balancer: Balancer) -> Setup:
     settings = balancer.settings
     write, read = tuple(settings.get("write", ())), tuple(settings.get("read", ()))
     endpoint = endpoint_of(str(settings["socket"]))
-    both = [proxy for proxy in write if proxy in read]
-    if both:
-        raise PermanentError(f"proxy {both[0]} is in WRITE and in READ: writes and reads need a proxy each")
     return Setup(
         f"EFM_LB_BALANCERS__{balancer.name.upper()}__",
         endpoint,

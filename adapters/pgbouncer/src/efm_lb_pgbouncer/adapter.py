@@ -92,6 +92,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
         },
         "required": ["admin", "config", "write"],
         "x-identity": [["config"], ["write", "read"]],
+        "x-disjoint": [["write", "read"]],
     }
 
 

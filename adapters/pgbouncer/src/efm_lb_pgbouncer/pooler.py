@@ -80,21 +80,14 @@ class Pooler(NamedTuple):
 
 
 def pooler_of(balancer: Balancer) -> Pooler:
-    """Read a balancer's settings.
-
-    :raises PermanentError: an entry is named twice, or as a name that cannot be told to PgBouncer
-    """
+    """Read a balancer's settings."""
     settings = balancer.settings
-    write, read = tuple(settings["write"]), tuple(settings.get("read", ()))
-    both = [name for name in (*write, *read) if (*write, *read).count(name) > 1]
-    if both:
-        raise PermanentError(f"{both[0]} is named twice in WRITE and READ")
     passfile = str(settings.get("passfile", ""))
     return Pooler(
         tuple(Console(text, passfile, balancer.connect_timeout) for text in settings["admin"]),
         str(settings["config"]),
-        write,
-        read,
+        tuple(settings["write"]),
+        tuple(settings.get("read", ())),
         cast(Policy, settings.get("read_includes_primary", "fallback")),
         float(settings.get("hold", HOLD)),
         float(settings.get("kill_after", KILL_AFTER)),

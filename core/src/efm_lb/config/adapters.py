@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
@@ -16,11 +17,26 @@ from efm_lb.config.names import ADAPTER, HOST_SSH
 from efm_lb.configuration import AdapterSource
 from efm_lb.plugins import PATIENCE, Description, describe
 
-__all__ = ["EXPECTED", "IDENTITY", "BadSchemaError", "Problem", "ask", "closed", "in_common", "read"]
+__all__ = [
+    "DISJOINT",
+    "EXPECTED",
+    "IDENTITY",
+    "BadSchemaError",
+    "Problem",
+    "ask",
+    "closed",
+    "in_common",
+    "in_two",
+    "read",
+]
 
 IDENTITY = "x-identity"
 """The keyword of an adapter's schema that says when two balancers are the same: a list of lists of settings. They are
 when they have a value in common in each of the lists, whichever of its settings holds it."""
+
+DISJOINT = "x-disjoint"
+"""The keyword of an adapter's schema that says which settings of one balancer share no value: a list of lists of
+settings."""
 
 EXPECTED = "x-expected"
 """The keyword beside a ``pattern`` that says in words what it demands: a regular expression is no message."""
@@ -83,7 +99,8 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(own.get("required", ())) - set(properties))
     if unknown:
         raise BadSchemaError(f"the schema requires {unknown[0]!r}, which is not among its properties")
-    _check_identity(own.get(IDENTITY), properties)
+    for keyword in (IDENTITY, DISJOINT):
+        _check_groups(keyword, own.get(keyword), properties)
     return {**own, "type": "object", "additionalProperties": False}
 
 
@@ -100,14 +117,14 @@ def _check_setting(key: str, setting: Any) -> None:
             raise BadSchemaError(f"the default of the schema's property {key!r} is not valid: {error.message}")
 
 
-def _check_identity(identity: Any, properties: Mapping[str, Any]) -> None:
-    if identity is None:
+def _check_groups(keyword: str, groups: Any, properties: Mapping[str, Any]) -> None:
+    if groups is None:
         return
-    if not (isinstance(identity, list) and identity and all(isinstance(each, list) and each for each in identity)):
-        raise BadSchemaError(f"the schema's {IDENTITY} is not a list of lists of settings")
-    unknown = [key for each in identity for key in each if key not in properties]
+    if not (isinstance(groups, list) and groups and all(isinstance(each, list) and each for each in groups)):
+        raise BadSchemaError(f"the schema's {keyword} is not a list of lists of settings")
+    unknown = [key for each in groups for key in each if key not in properties]
     if unknown:
-        raise BadSchemaError(f"the schema's {IDENTITY} has {unknown[0]!r}, which is not among its properties")
+        raise BadSchemaError(f"the schema's {keyword} has {unknown[0]!r}, which is not among its properties")
 
 
 def in_common(one: Mapping[str, Any], other: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str] | None:
@@ -120,6 +137,18 @@ def in_common(one: Mapping[str, Any], other: Mapping[str, Any], schema: Mapping[
         return []
     found = [sorted(_values(one, keys) & _values(other, keys)) for keys in schema.get(IDENTITY, ())]
     return [text for texts in found for text in texts] if found and all(found) else None
+
+
+def in_two(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is in two settings of a balancer, and may be in one of them only.
+
+    :param schema: as `closed` returned it
+    :return: the value and both settings, by `DISJOINT`
+    """
+    for keys in schema.get(DISJOINT, ()):
+        for one, other in combinations(keys, 2):
+            both = _values(settings, [one]) & _values(settings, [other])
+            yield from ((value, one, other) for value in sorted(both))
 
 
 def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> set[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from efm_lb.balancers import Balancer
-from efm_lb.config.adapters import ask, in_common, read
+from efm_lb.config.adapters import ask, in_common, in_two, read
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, GROUPS, Settings, nested
 from efm_lb.config.names import (
@@ -275,6 +275,9 @@ def _balancer(
     for problem in wrong:
         key = ADAPTER if problem.key is None else problem.key
         problems.append(f"{raw.get(key, balancer_variable(name, key))}: {problem.message}")
+    for value, one, other in in_two(settings, adapter.schema):
+        this, that = (raw.get(key, balancer_variable(name, key)) for key in (other, one))
+        problems.append(f"{this}: {value!r} is in {that} as well, and can be in one of them only")
     values += _values(name, raw, settings)
     return Balancer(name, adapter.source.name, settings, connect_timeout, host_ssh)
 
