@@ -17,6 +17,8 @@ class NodeView(NamedTuple):
     :param writes: writes are sent to it
     :param detail: the balancer's own words, such as ``up/primary``
     :param kept: it will be so after a reload of the balancer, too
+    :param beside: the nodes in place of which alone it serves reads, where the balancer still has these in rotation.
+        ``attached`` is False then: it is to be looked after. Whether one of them serves, the balancer may not know
     """
 
     node: Node
@@ -24,6 +26,7 @@ class NodeView(NamedTuple):
     writes: bool
     detail: str
     kept: bool = True
+    beside: tuple[Node, ...] = ()
 
 
 class View(NamedTuple):

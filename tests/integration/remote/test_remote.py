@@ -270,7 +270,7 @@ def test_one_ssh_does_it(estate: Estate, tmp_path: Path) -> None:
 def test_a_host_that_is_too_slow_is_not_asked(estate: Estate) -> None:
     """Nor does it do anything late: what the hook has given up is not on its way."""
     heard = estate.sshd.directory / "heard"
-    answer = '{"schema": "efm-lb/apply-answer/v3", "version": "0.1.0", "answer": {"nothing": null}}'
+    answer = '{"schema": "efm-lb/apply-answer/v4", "version": "0.1.0", "answer": {"nothing": null}}'
     estate.sshd.force(f"cat >{heard}; {READY}; echo '{answer}'")
     failed = attach_standby(estate)
     assert failed.exit_code == 75
@@ -393,17 +393,17 @@ def test_an_older_version_there_tells_its_own(estate: Estate) -> None:
     failed = attach_standby(estate)
     assert failed.exit_code == 69
     assert "efm-lb 0.0.9 on the load balancer's host speaks version 1 of the protocol" in line_of(failed)
-    assert f"efm-lb {__version__} on the host that asks version 3" in line_of(failed)
+    assert f"efm-lb {__version__} on the host that asks version 4" in line_of(failed)
     assert line_of(failed).endswith("upgrade efm-lb on the load balancer's host")
     assert set(json.loads(heard.read_text())) == {"schema", "version"}, "nothing that anybody could act on"
 
 
 def test_a_newer_version_there_tells_its_own_before_it_is_asked(estate: Estate) -> None:
     heard = estate.sshd.directory / "heard"
-    estate.sshd.force(f"""echo '{{"schema": "efm-lb/apply-ready/v4", "version": "9.0", "new": 1}}'; cat >{heard}""")
+    estate.sshd.force(f"""echo '{{"schema": "efm-lb/apply-ready/v5", "version": "9.0", "new": 1}}'; cat >{heard}""")
     failed = attach_standby(estate, EFM_LB_DEADLINE=30)
     assert failed.exit_code == 69
-    assert "efm-lb 9.0 on the load balancer's host speaks version 4 of the protocol" in line_of(failed)
+    assert "efm-lb 9.0 on the load balancer's host speaks version 5 of the protocol" in line_of(failed)
     assert line_of(failed).endswith("upgrade efm-lb on the host that asks")
     assert failed.seconds < 20
     assert wait_until(heard.exists, timeout=10)

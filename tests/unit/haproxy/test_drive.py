@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import time
 
 import pytest
 
-from efm_lb import Attach, Detach, PermanentError, Promote, Result, TemporaryError, Truth
+from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, TemporaryError, Truth
+from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb_haproxy import adapter, drive, persist, validate
 from unit.haproxy.haproxy_model import CONFIG, NODES, FakeHaproxy, Model, balancer, disabled, truth
 
@@ -663,6 +665,35 @@ def test_where_nobody_serves_reads_the_primary_is_missing(haproxy, model, reads,
     assert [(seen.attached, seen.writes) for seen in before] == [(attached, True), (False, False), (False, False)]
     send(haproxy, Promote(NODES[0], truth("Pxx")), read_includes_primary=reads)
     assert adapter.efm_lb_view(NODES, given, time.monotonic() + 5).nodes[0].attached
+
+
+@pytest.mark.parametrize("databases", ["Ps-", "P--", "Pss"])
+def test_who_stands_in_for_a_standby_is_only_wrong_once_that_serves_again(haproxy, model, databases):
+    """The standby is ready as ever while its host is silent; reconcile looks after the primary all the same."""
+    model.servers["r"]["n2"][3] = 1
+    send(haproxy, Attach(NODES[0], truth("P--")))
+    assert model.ready("r") == ["n1", "n3"]
+    view = adapter.efm_lb_view(NODES, balancer(haproxy.path), time.monotonic() + 5)
+    assert (view.nodes[0].attached, view.nodes[0].beside) == (False, (NODES[2],))
+    said = truth(databases)
+    assert differences(said, view)[:1] == (Promote(NODES[0], said, Origin.RECONCILE),)
+    wrong = "still serves reads in place of db3" if databases == "Pss" else None
+    assert disagreement(said, view).get("db1") == wrong
+
+
+@pytest.mark.parametrize("case", ["a stranger", "nobody elsewhere"])
+def test_who_is_to_do_otherwise_whatever_the_databases_say_stands_in_for_nobody(haproxy, model, case):
+    given = balancer(haproxy.path, read=["r", "r2"])
+    model.servers["r2"] = copy.deepcopy(model.servers["r"])
+    send(haproxy, Attach(NODES[0], truth("P--")), read=["r", "r2"])
+    if case == "a stranger":
+        model.servers["r"]["other"] = ["10.9.9.9", 5444, 2, 0, 0]
+    else:
+        for server in model.servers["r2"].values():
+            server[3] = 1
+    view = adapter.efm_lb_view(NODES, given, time.monotonic() + 5)
+    assert (view.nodes[0].attached, view.nodes[0].beside) == (False, ())
+    assert disagreement(truth("P--"), view)["db1"] == "is up, but detached"
 
 
 def test_a_view_without_reads_has_no_place_for_a_standby(haproxy):

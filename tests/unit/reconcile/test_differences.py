@@ -110,6 +110,23 @@ def test_disagreement(databases: str, believed: str, wrong: dict[str, str]) -> N
     assert disagreement(truth(databases), view(believed)) == wrong
 
 
+@pytest.mark.parametrize(
+    ("databases", "wrong"),
+    [
+        ("P--", {"db2": "is down, but attached", "db3": "is down, but attached"}),
+        ("P?-", {"db3": "is down, but attached"}),
+        ("Ps-", {"db1": "still serves reads in place of db2", "db3": "is down, but attached"}),
+        ("Pss", {"db1": "still serves reads in place of db2 and db3"}),
+    ],
+)
+def test_who_serves_reads_in_place_of_standbys(databases: str, wrong: dict[str, str]) -> None:
+    primary, *standbys = view("waa").nodes
+    believed = View((primary._replace(beside=NODES[1:]), *standbys))
+    said = truth(databases)
+    assert disagreement(said, believed) == wrong
+    assert differences(said, believed) == differences(said, view("waa")), "reconcile judges it as ever"
+
+
 def test_an_old_primary_is_named_and_gets_nothing() -> None:
     said = Truth(
         (

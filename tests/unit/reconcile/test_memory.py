@@ -19,7 +19,7 @@ SECONDS = st.integers(0, 3000).map(float)
 def memories(draw: st.DrawFn) -> Memory:
     memory = Memory()
     attached = st.sampled_from([True, False, None])
-    seen = draw(st.lists(st.builds(NodeView, NODE, attached, st.booleans(), st.just(""), st.booleans())))
+    seen = draw(st.lists(st.builds(NodeView, NODE, attached, st.booleans(), st.just(""), st.booleans(), st.just(()))))
     memory.view = View(tuple(seen)) if seen else None
     memory.timeline = draw(st.none() | st.integers(1, 1000))
     memory.is_own_work = draw(st.booleans())

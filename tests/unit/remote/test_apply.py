@@ -212,7 +212,7 @@ def test_an_older_hook_is_told_the_version(command: list[str]) -> None:
     request = b'{"schema": "efm-lb/apply/v1", "version": "0.0.9"}'
     done = subprocess.run(command, input=request, capture_output=True, timeout=30, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["schema"] == "efm-lb/apply-answer/v3"
+    assert answer["schema"] == "efm-lb/apply-answer/v4"
     assert answer["version"] == __version__
     assert "upgrade efm-lb on the host that asks" in answer["answer"]["outcome"]["detail"]
 

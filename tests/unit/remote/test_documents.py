@@ -173,7 +173,10 @@ def test_an_outcome_arrives_as_it_was_sent(outcome: Outcome) -> None:
 
 
 def test_what_people_are_told_arrives_as_it_was_sent() -> None:
-    view = View((NodeView(NODES[0], True, True, "app"), NodeView(NODES[2], None, False, "", False)), ("10.9.9.9:1",))
+    view = View(
+        (NodeView(NODES[0], False, True, "app", True, (NODES[2],)), NodeView(NODES[2], None, False, "", False)),
+        ("10.9.9.9:1",),
+    )
     findings = (Finding(Severity.WARNING, "x", "y", "z"), Finding(Severity.OK, "a", "b"))
     for kind, document in (
         ("view", documents.view_document(view)),
@@ -184,7 +187,8 @@ def test_what_people_are_told_arrives_as_it_was_sent() -> None:
         sent = documents.answer_document(kind, document)
         assert documents.read_answer(documents.encoded(sent)) == (kind, document)
     assert documents.view_of(documents.view_document(view), NODES) == view
-    assert documents.view_of(documents.view_document(view), NODES[:1]).nodes == view.nodes[:1]
+    (first,) = documents.view_of(documents.view_document(view), NODES[:1]).nodes
+    assert first == view.nodes[0]._replace(beside=()), "nothing is said of what is no node here"
     assert documents.findings_of(documents.findings_document(findings)) == findings
 
 
@@ -199,9 +203,9 @@ def test_what_people_are_told_arrives_as_it_was_sent() -> None:
         (b'{"schema": 1, "schema": 2}', "a name occurs twice"),
         (b" " * (LIMIT + 1), "longer than"),
         (b"[]", "is not of type 'object'"),
-        (b'{"schema": "efm-lb/apply/v3"}', "is a required property"),
-        (b'{"schema": "efm-lb/status/v1"}', "it is no efm-lb/apply/v3"),
-        (b'{"schema": "efm-lb/apply-answer/v3", "version": "0.1.0"}', "it is no efm-lb/apply/v3"),
+        (b'{"schema": "efm-lb/apply/v4"}', "is a required property"),
+        (b'{"schema": "efm-lb/status/v1"}', "it is no efm-lb/apply/v4"),
+        (b'{"schema": "efm-lb/apply-answer/v4", "version": "0.1.0"}', "it is no efm-lb/apply/v4"),
     ],
 )
 def test_what_is_no_request(data: bytes, message: str) -> None:
@@ -212,7 +216,7 @@ def test_what_is_no_request(data: bytes, message: str) -> None:
 
 
 OLDER = {"schema": "efm-lb/apply/v1", "version": "0.0.9", "whatever": 1}
-NEWER = {"schema": "efm-lb/apply-answer/v4", "version": "9.1"}
+NEWER = {"schema": "efm-lb/apply-answer/v5", "version": "9.1"}
 
 
 @pytest.mark.parametrize(
@@ -222,10 +226,10 @@ NEWER = {"schema": "efm-lb/apply-answer/v4", "version": "9.1"}
             documents.read_request,
             OLDER,
             r"efm-lb 0\.0\.9 on the host that asks speaks version 1 of the protocol, efm-lb \S+ on the load balancer's"
-            r" host version 3: upgrade efm-lb on the host that asks$",
+            r" host version 4: upgrade efm-lb on the host that asks$",
         ),
-        (documents.read_request, NEWER, "version 4 .* version 3: upgrade efm-lb on the load balancer's host$"),
-        (documents.read_ready, OLDER, "version 1 .* version 3: upgrade efm-lb on the load balancer's host$"),
+        (documents.read_request, NEWER, "version 5 .* version 4: upgrade efm-lb on the load balancer's host$"),
+        (documents.read_ready, OLDER, "version 1 .* version 4: upgrade efm-lb on the load balancer's host$"),
         (documents.read_answer, NEWER, r"9\.1 on the load balancer's host .* upgrade efm-lb on the host that asks$"),
     ],
 )

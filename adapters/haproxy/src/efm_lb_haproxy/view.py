@@ -77,7 +77,9 @@ def view_of(
         writes = any(server.ready and server.weight for name in setup.write for server in found.get(name, ()))
         readers = [server for name in setup.read for server in found.get(name, ())]
         serves = any(server.ready for server in readers) if readers else None
-        attached = not (readers and (unserved or _stands_in(node, setup, proxies))) if writes else serves
+        beside = _beside(node, nodes, setup, proxies)
+        attached = not (readers and (unserved or beside)) if writes else serves
+        stands_in = [other for other in beside if other] if writes and not unserved and None not in beside else []
         detail = ", ".join(
             f"{server.path} {server.state}{' (weight 0)' * (not server.weight)}"
             f"{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"
@@ -86,7 +88,7 @@ def view_of(
         )
         is_kept = not any((server.proxy, node) in otherwise for server in readers)
         kept = is_kept or (writes and setup.reads is Reads.ALWAYS)
-        views.append(NodeView(node, attached, writes and not would_move, detail, kept))
+        views.append(NodeView(node, attached, writes and not would_move, detail, kept, tuple(stands_in)))
     strangers = dict.fromkeys(
         f"{server.host}:{server.port}"
         for servers in proxies.values()
@@ -96,10 +98,13 @@ def view_of(
     return View(tuple(views), tuple(strangers))
 
 
-def _stands_in(node: Node, setup: Setup, proxies: Mapping[str, tuple[Server, ...]]) -> bool:
-    """Whether a node that is to serve reads only while nobody else does serves them beside another one."""
+def _beside(
+    node: Node, nodes: tuple[Node, ...], setup: Setup, proxies: Mapping[str, tuple[Server, ...]]
+) -> tuple[Node | None, ...]:
+    """Who else is ready where a node serves reads that is to do so only while nobody else does; None for a stranger."""
+    found: dict[Node | None, None] = {}
     for name in setup.read if setup.reads is Reads.FALLBACK else ():
-        ready = [server.is_node(node) for server in proxies.get(name, ()) if server.ready]
-        if any(ready) and not all(ready):
-            return True
-    return False
+        ready = [server for server in proxies.get(name, ()) if server.ready]
+        if any(server.is_node(node) for server in ready):
+            found |= dict.fromkeys(node_of(server, nodes) for server in ready if not server.is_node(node))
+    return tuple(found)

@@ -100,7 +100,7 @@ def _document(
                 "nodes": [
                     {
                         "name": view.node.name,
-                        "attached": view.attached,
+                        "attached": True if view.beside else view.attached,
                         "writes": view.writes,
                         "detail": view.detail,
                     }

@@ -62,8 +62,10 @@ def disagreement(truth: Truth, view: View) -> dict[str, str]:
             wrong[node.name] = "is an old primary: it missed a promotion" + (", and gets writes" * seen.writes)
         elif not seen.writes and state.role is Role.PRIMARY:
             wrong[node.name] = "is a primary, but gets no writes"
-        elif seen.attached is False and state.reach is Reach.ACCEPTING:
+        elif seen.attached is False and not seen.beside and state.reach is Reach.ACCEPTING:
             wrong[node.name] = "is up, but detached"
+        elif back := [other.name for other in seen.beside if truth.role(other) is Role.STANDBY]:
+            wrong[node.name] = f"still serves reads in place of {' and '.join(back)}"
         elif seen.attached and not state.reach.serves:
             wrong[node.name] = "is down, but attached"
         elif not seen.kept:

@@ -226,6 +226,7 @@ def view_document(view: View) -> dict[str, Any]:
                 "writes": seen.writes,
                 "detail": seen.detail[:1000],
                 "kept": seen.kept,
+                "beside": [other.name for other in seen.beside],
             }
             for seen in view.nodes
         ],
@@ -240,7 +241,14 @@ def view_of(document: Mapping[str, Any], nodes: Iterable[Node]) -> View:
     by_name = {node.name: node for node in nodes}
     return View(
         tuple(
-            NodeView(by_name[seen["node"]], seen["attached"], seen["writes"], seen["detail"], seen["kept"])
+            NodeView(
+                by_name[seen["node"]],
+                seen["attached"],
+                seen["writes"],
+                seen["detail"],
+                seen["kept"],
+                tuple(by_name[name] for name in seen["beside"] if name in by_name),
+            )
             for seen in document["nodes"]
             if seen["node"] in by_name
         ),

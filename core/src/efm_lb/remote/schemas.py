@@ -10,7 +10,7 @@ from typing import Any, Final
 
 __all__ = ["ANSWER", "ANSWER_NAME", "FAMILY", "LIMIT", "PROTOCOL", "READY", "READY_NAME", "REQUEST", "REQUEST_NAME"]
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 FAMILY: Final = "efm-lb/apply"
 """What the names of all of them begin with, in every version."""
 READY_NAME: Final = f"{FAMILY}-ready/v{PROTOCOL}"
@@ -116,6 +116,7 @@ _NODE_VIEW = _object(
     writes={"enum": [True, False]},
     detail=_WORDS,
     kept={"enum": [True, False]},
+    beside=_list(_NAME, 100),
 )
 _FINDING = _object(
     severity={"enum": ["ok", "warning", "error"]},
