@@ -132,6 +132,43 @@ def test_the_plan_names_the_steps(manager, cluster, pgbouncer):
     assert manager.belief() == "P+ + +", "nothing was done"
 
 
+def test_the_plan_tells_what_becomes_of_an_old_file_that_was_put_back(manager, cluster, pgbouncer):
+    """Somebody has not loaded it. By the file alone, a detach of a reader would send the writes back as well."""
+    right = pgbouncer.entries.read_text()
+    old = right.replace("127.0.0.11", "127.0.0.12")
+    pgbouncer.entries.write_text(old)
+    port = cluster.nodes[0].port
+    cluster.nodes[2].stop()
+    assert manager.plan(Promote, 0) == (f"{pgbouncer.entries}: {WRITE} -> 127.0.0.11:{port}",), "it runs already"
+    assert manager.plan(Detach, 2) == (
+        f"{pgbouncer.entries}: {WRITE} -> 127.0.0.11:{port}",
+        f"{pgbouncer.entries}: {READ} -> 127.0.0.12:{port}",
+        f"RELOAD at {pgbouncer.admin}",
+    )
+    assert pgbouncer.entries.read_text() == old, "nothing was done"
+    assert pgbouncer.places()[READ] == f"127.0.0.12,127.0.0.13:{port}"
+    assert manager.send(Detach, 2).detail == f"{WRITE} -> 127.0.0.11:{port}; {READ} -> 127.0.0.12:{port}; RELOAD"
+    assert pgbouncer.places()[WRITE] == f"127.0.0.11:{port}"
+    assert manager.plan(Detach, 2) == manager.plan(Promote, 0) == ()
+
+
+def test_the_plan_names_what_a_reload_brings_from_a_file_that_was_not_loaded(manager, cluster, pgbouncer):
+    port = cluster.nodes[0].port
+    right = pgbouncer.entries.read_text()
+    pgbouncer.entries.write_text(right.replace("127.0.0.11", "127.0.0.12"))
+    pgbouncer.console("RELOAD")
+    pgbouncer.entries.write_text(right)
+    assert manager.plan(Promote, 0) == (f"RELOAD ({WRITE} -> 127.0.0.11:{port}) at {pgbouncer.admin}",)
+    cluster.nodes[2].stop()
+    assert manager.plan(Detach, 2) == (
+        f"{pgbouncer.entries}: {READ} -> 127.0.0.12:{port}",
+        f"RELOAD ({WRITE} -> 127.0.0.11:{port}) at {pgbouncer.admin}",
+    )
+    assert pgbouncer.places()[WRITE] == f"127.0.0.12:{port}", "nothing was done"
+    assert manager.send(Detach, 2).detail == f"{READ} -> 127.0.0.12:{port}; RELOAD"
+    assert pgbouncer.places()[WRITE] == f"127.0.0.11:{port}"
+
+
 def test_a_pgbouncer_that_restarts_is_waited_for(manager, cluster, pgbouncer):
     import threading
 
