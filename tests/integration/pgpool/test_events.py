@@ -207,6 +207,20 @@ def test_check_finds_what_fights_efm(cluster, start_pgpool, manage):
     }
 
 
+@pytest.mark.parametrize(("setting", "dbname"), [("template1", "template1"), ("", "postgres")])
+def test_check_tries_the_role_in_the_database_that_pgpool_looks_in(start_pgpool, manage, setting, dbname):
+    manager = manage(start_pgpool(sr_check_user="postgres", sr_check_database=setting))
+    truth = manager.truth()
+    asked = []
+
+    def log_in(*where):
+        asked.append(where)
+        return truth
+
+    adapter.efm_lb_check(truth, manager.balancer, log_in, time.monotonic() + 5)
+    assert asked == [("postgres", dbname)]
+
+
 def test_check_finds_a_role_that_can_no_longer_look_for_the_primary(cluster, start_pgpool, manage):
     """pgpool itself would notice it at the next failover: by finding no primary."""
     primary = cluster.nodes[0]

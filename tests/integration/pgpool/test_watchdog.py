@@ -97,6 +97,8 @@ def test_a_watchdog_cluster(watchdog_cluster, manage, cluster):
     with pytest.raises(TemporaryError, match=f"but cannot connect to {HOST}:{pools[2].pcp_port}"):
         manager.send(Promote, 1)
     assert [single.belief() for single in singles[:2]] == ["- P+ +"] * 2
+    silent = members_of(manager.balancer).all[2]
+    assert [f.subject for f in manager.check() if f.severity is Severity.ERROR] == [str(silent)]
 
     # the leader dies as well; until there is a new one, requests are cancelled
     pools[0].process.kill()

@@ -39,9 +39,12 @@ def bad(findings):
 
 
 def test_good_settings_are_told_as_well():
-    findings = list(of_settings(GOOD))
+    findings = list(of_settings(GOOD | {"port": "9999"}))
     assert not bad(findings)
-    assert {finding.subject for finding in findings} == GOOD.keys()
+    assert sorted(finding.subject for finding in findings) == sorted(GOOD), "of the port there is nothing to say"
+    assert {finding.subject: finding.detail for finding in findings} == {
+        name: value or "''" for name, value in GOOD.items()
+    }
     assert {rule.names[0] for rule in SETTINGS} < GOOD.keys()
 
 
@@ -60,8 +63,13 @@ def test_good_settings_are_told_as_well():
         ("follow_primary_command", "/x", Severity.WARNING),
         ("failover_if_affected_tuples_mismatch", "1", Severity.WARNING),
         ("search_primary_node_timeout", "300", Severity.WARNING),
+        ("search_primary_node_timeout", "11", Severity.WARNING),
         ("search_primary_node_timeout", "0", Severity.WARNING),
-        ("connect_timeout", "1000000", Severity.WARNING),
+        ("search_primary_node_timeout", "-1", Severity.WARNING),
+        ("search_primary_node_timeout", "\N{SUPERSCRIPT THREE}", Severity.WARNING),
+        ("search_primary_node_timeout", "9" * 5000, Severity.WARNING),
+        ("connect_timeout", "10001", Severity.WARNING),
+        ("connect_timeout", "0", Severity.WARNING),
         ("backend_flag0", "DISALLOW_TO_FAILOVER", Severity.ERROR),
         ("backend_flag0", "ALLOW_TO_FAILOVER|ALWAYS_PRIMARY", Severity.ERROR),
         ("backend_flag0", "ALLOW_TO_FAILOVER | ALWAYS_MASTER", Severity.ERROR),
@@ -72,6 +80,24 @@ def test_each_bad_setting_has_a_line_to_paste(name, value, severity):
     assert (finding.subject, finding.severity) == (name, severity)
     assert finding.remedy.startswith(f"{name} = ")
     assert "secret" not in finding.detail + finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("search_primary_node_timeout", "1"),
+        ("search_primary_node_timeout", "10"),
+        ("connect_timeout", "1"),
+        ("connect_timeout", "10000"),
+    ],
+)
+def test_the_shortest_and_the_longest_time_that_is_good(name, value):
+    assert not bad(of_settings(GOOD | {name: value}))
+
+
+def test_a_setting_that_came_with_a_newer_pgpool_is_not_missed():
+    settings = {name: value for name, value in GOOD.items() if name != "auto_failback"}
+    assert not bad(of_settings(settings))
 
 
 def test_a_pgpool_that_cannot_switch_off_detaching_on_shutdown():
@@ -97,6 +123,38 @@ def test_a_node_that_pgpool_does_not_know_gets_the_next_id():
     (finding,) = bad(of_backends(HEALTHY, BACKENDS[:2], GOOD))
     assert finding.severity is Severity.ERROR
     assert "backend_hostname2 = '10.0.0.13'" in finding.remedy
+
+
+def test_a_hole_between_the_ids_is_filled_first():
+    backends = (BACKENDS[0], Backend(1, "", 0, 0, STANDBY), BACKENDS[2])
+    (finding,) = bad(of_backends(HEALTHY, backends, GOOD))
+    assert "backend_hostname1 = '10.0.0.12'" in finding.remedy
+
+
+def detached(number):
+    return tuple(b._replace(status=3) if b.id == number else b for b in BACKENDS)
+
+
+def test_a_standby_that_is_up_and_detached():
+    (finding,) = bad(of_backends(HEALTHY, detached(1), GOOD))
+    assert (finding.severity, finding.subject) == (Severity.WARNING, "10.0.0.12:5444")
+    assert finding.detail == "is up, but down/standby in pgpool"
+    assert finding.remedy == "efm-lb attach 10.0.0.12 s"
+
+
+def test_a_primary_that_is_detached_is_not_attached_as_a_standby():
+    (finding, primary) = bad(of_backends(HEALTHY, detached(0), GOOD))
+    assert (finding.subject, finding.remedy) == ("10.0.0.11:5444", "")
+    assert "efm-lb attach 10.0.0.11 p" in primary.remedy
+
+
+def test_a_node_that_is_down_is_rightly_detached():
+    assert not bad(of_backends(answered(Reach.REFUSED), detached(1), GOOD))
+
+
+def test_while_no_primary_is_proven_pgpool_is_not_blamed_for_having_none():
+    nobody = Truth(tuple(NodeState(node, Reach.REFUSED) for node in NODES))
+    assert not bad(of_backends(nobody, tuple(b._replace(role=STANDBY, status=3) for b in BACKENDS), GOOD))
 
 
 def test_a_backend_that_is_no_node():
@@ -143,6 +201,10 @@ def test_a_role_that_can_log_in_everywhere():
         assert finding.severity is Severity.OK
 
 
+def test_of_a_role_nothing_is_told_while_every_node_is_down():
+    assert not list(of_sr_check_user("pgpool", Truth(tuple(NodeState(node, Reach.REFUSED) for node in NODES))))
+
+
 @pytest.mark.parametrize(
     ("detail", "severity"),
     [
@@ -158,6 +220,7 @@ def test_a_role_that_cannot_log_in(detail, severity):
     assert finding.severity is severity
     assert NODES[1].address in finding.detail
     assert detail in finding.detail
+    assert ("cannot be tried from here" in finding.detail) is (severity is Severity.WARNING)
 
 
 def watchdog(*states, quorum=1):
@@ -167,7 +230,8 @@ def watchdog(*states, quorum=1):
 
 def test_watchdog():
     good = watchdog("LEADER", "STANDBY", "STANDBY")
-    assert not bad(of_watchdog("pool1", 3, good))
+    (finding,) = of_watchdog("pool1", 3, good)
+    assert (finding.severity, finding.detail) == (Severity.OK, "3 pgpools")
     assert not list(of_watchdog("pool1", 1, None))
     assert [f.detail for f in bad(of_watchdog("pool1", 1, good))] == [
         "3 pgpools are in the watchdog cluster, HOST lists 1"
@@ -179,6 +243,13 @@ def test_watchdog():
         "is SHUTDOWN",
         "has no quorum; PCP commands work nevertheless",
     ]
+
+
+@pytest.mark.parametrize("quorum", [{"QuorumStatus": 1}, {"QuorumStatus": 0}, {}])
+def test_a_quorum_that_is_not_lost(quorum):
+    """0 is what pgpool calls on the edge: exactly half of an even number of pgpools."""
+    document = json.dumps({**quorum, "WatchdogNodes": [{"NodeName": "pool0", "StateName": "LEADER"}]})
+    assert not bad(of_watchdog("pool1", 1, document))
 
 
 @pytest.mark.parametrize("document", ["", "[]", "{}", '{"WatchdogNodes": 1}', '{"WatchdogNodes": [1]}', "[" * 100_000])
