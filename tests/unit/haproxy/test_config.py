@@ -37,6 +37,8 @@ def values(text: bytes) -> list[bytes]:
         (b"a\\ b c", [b"a b", b"c"]),
         (b"a\\\tb", [b"a\\", b"b"]),
         (b"a\\z", [b"a\\z"]),
+        (b"a\\", [b"a\\"]),
+        (b"\"a'b\" 'c\"d'", [b"a'b", b'c"d']),
         (b"a\rb c", [b"a"]),
         (b"", []),
         (b"   ", []),
@@ -74,10 +76,12 @@ def test_a_variable_makes_a_word_say_nothing() -> None:
         (b"server a ::1:5444\n", "::1", 5444),
         (b"server a ipv4@10.0.0.1:5444\n", "10.0.0.1", 5444),
         (b"server a db1.example.com:5444\n", "db1.example.com", 5444),
+        (b"server-template a 3 db1.example.com:5444\n", "db1.example.com", 5444),
         (b'server a "10.0.0.1:5444"\n', "10.0.0.1", 5444),
         (b'server a 10.0.0.1:"${PGPORT}"\n', "", None),
         (b"server a 10.0.0.1\n", "", None),
         (b"server a 10.0.0.1:+1\n", "", None),
+        ("server a 10.0.0.1:\N{SUPERSCRIPT TWO}\n".encode(), "", None),
         (b"server a 10.0.0.1:%s\n" % (b"9" * 5000), "", None),
         (b"server a unix@/run/a:1\n", "", None),
         (b"server a /run/a:1\n", "", None),
@@ -101,6 +105,8 @@ def test_addresses(text: bytes, host: str, port: int | None) -> None:
         (b"server a 1.1.1.1:1 cookie disabled\n", False),
         (b"server a 1.1.1.1:1 cookie cookie disabled\n", True),
         (b"server disabled 1.1.1.1:1\n", False),
+        (b"server a disabled\n", False),
+        (b"server-template a 3 db1.example.com:1 disabled\n", True),
         (b"server a 1.1.1.1:1 track disabled/disabled disabled\n", True),
         (b"server a 1.1.1.1:1 check\\ disabled\n", False),
     ],
@@ -139,6 +145,11 @@ ring r
         ("r", "t", True),
         ("x", "j", False),
     ]
+
+
+@pytest.mark.parametrize("text", [b"server a\n", b"server\n", b"server-template a 3\n"])
+def test_a_server_whose_address_is_missing_is_none(text: bytes) -> None:
+    assert server_lines(PROXY + text) == []
 
 
 def test_a_default_server_line_disables_until_a_server_says_otherwise() -> None:
@@ -195,6 +206,7 @@ def test_on_and_off_again(before: bytes, after: bytes) -> None:
         (b"server a 1.1.1.1:1 disabled check\n", b"server a 1.1.1.1:1 check\n"),
         (b"server a 1.1.1.1:1 disabled\tcheck  disabled # d\n", b"server a 1.1.1.1:1\tcheck # d\n"),
         (b'server a 1.1.1.1:1 "disabled"\n', b"server a 1.1.1.1:1\n"),
+        (b"server a disabled disabled\n", b"server a disabled\n"),
         (b"server disabled 1.1.1.1:1 cookie disabled disabled\n", b"server disabled 1.1.1.1:1 cookie disabled\n"),
     ],
 )
@@ -240,6 +252,7 @@ def test_a_mark_is_put_behind_all_else_and_taken_away_again(before: bytes, after
     [
         (b"server a 1.1.1.1:1 %b\n" % M7, b"server a 1.1.1.1:1 %b\n" % M8, b"server a 1.1.1.1:1\n"),
         (b"server a 1.1.1.1:1%b\n" % M7, b"server a 1.1.1.1:1%b\n" % M8, b"server a 1.1.1.1:1\n"),
+        (b"server a 1.1.1.1:1 x\\ %b\n" % M7, b"server a 1.1.1.1:1 x\\ %b\n" % M8, b"server a 1.1.1.1:1 x\\ \n"),
         (b"server a 1.1.1.1:1 #y %b \r\n" % M7, b"server a 1.1.1.1:1 #y %b \r\n" % M8, b"server a 1.1.1.1:1 #y \r\n"),
         # What somebody has written behind it stays, and stays a comment.
         (b"server a 1.1.1.1:1 %b Bob\n" % M7, b"server a 1.1.1.1:1 %b Bob\n" % M8, b"server a 1.1.1.1:1 # Bob\n"),

@@ -302,7 +302,7 @@ def _marking(content: bytes, line: Line, timeline: int | None) -> Iterator[tuple
         blank = gone.start > start and content[gone.start - 1] in _BLANKS
         is_last = not content[gone.end : until].strip(_BLANKS)
         yield gone.start - (is_last and blank), gone.end, b"" if is_last else _COMMENT
-    if timeline is None or (kept and kept.timeline == timeline):
+    if timeline is None:
         return
     mark = timeline_mark(_COMMENT, timeline)
     if kept:
@@ -316,7 +316,7 @@ def _tail(content: bytes, line: Line) -> tuple[int, int]:
     start = line.words[-1].end
     newline = content.find(b"\n", start)
     end = len(content) if newline < 0 else newline
-    return start, end - (end > start and content[end - 1] in b"\r")
+    return start, end - content.endswith(b"\r", start, end)
 
 
 def _blank(before: bytes) -> bytes:
