@@ -93,6 +93,21 @@ def test_hosts_are_written_so_that_pgbouncer_reads_them(hosts: tuple[str, ...], 
     assert location_of(entry_of("app", parse(after.encode()))) == Location(hosts, 5444)
 
 
+@pytest.mark.parametrize(
+    ("text", "location", "shown"),
+    [
+        ("app = host=db1", Location(("db1",), 5432), "db1:5432"),
+        ("app = dbname=x port=5444", Location((), 5444), ":5444"),
+        ("app = host=db1,db2 port=5444", Location(("db1", "db2"), 5444), "db1,db2:5444"),
+        ("app = host=fd00::12 port=65535", Location(("fd00::12",), 65535), "[fd00::12]:65535"),
+    ],
+)
+def test_where_an_entry_leads_to(text: str, location: Location, shown: str) -> None:
+    found = location_of(entry_of("app", parse(text.encode())))
+    assert found == location
+    assert str(found) == shown
+
+
 @pytest.mark.parametrize("host", ["", "a,b", "a\nb", "a\0b", "a\tb"])
 def test_a_host_that_cannot_be_written_is_refused(host: str) -> None:
     with pytest.raises(EntryError, match="cannot be written"):
@@ -117,11 +132,14 @@ def test_a_host_that_cannot_be_written_is_refused(host: str) -> None:
         ("app = host=''\n", 1, "host= has no value"),
         ("app = host=x port=abc\n", 1, "port is no number"),
         ("app = host=x port=0\n", 1, "port is no number"),
+        ("app = host=x port=123456\n", 1, "port is no number"),
         ("app = secret\n", 1, "no name=value"),
+        ("app = =x\n", 1, "text is no name=value"),
         ("[databases\napp = host=x\n", 1, "closing bracket"),
         ("app = host=x\nnonsense\n", 2, "neither a comment nor key = value"),
         ("app = host=x\n= host=x\n", 2, "neither a comment nor key = value"),
         ("app = host=x\nmy db = host=x\n", 2, "neither a comment nor key = value"),
+        ("\0", 1, "no text"),
         ("app = host=x\n\0\n", 2, "no text"),
     ],
 )

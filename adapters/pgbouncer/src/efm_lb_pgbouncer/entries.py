@@ -206,8 +206,7 @@ def _marking(content: bytes, entry: int, timeline: int) -> Iterator[tuple[int, i
         yield entry, entry, timeline_mark(_COMMENT, timeline) + ending
         return
     kept = found.pop()
-    if kept.timeline != timeline:
-        yield kept.start, kept.end, timeline_mark(_COMMENT, timeline)
+    yield kept.start, kept.end, timeline_mark(_COMMENT, timeline)
     for mark in found:
         start, end = _line_start(content, mark.start), _end_of_line(content, mark.start)
         if content[start : mark.start].strip(_SPACE) or content[mark.end : end].strip(_SPACE):
