@@ -66,6 +66,7 @@ def test_good_settings_are_told_as_well():
         ("search_primary_node_timeout", "11", Severity.WARNING),
         ("search_primary_node_timeout", "0", Severity.WARNING),
         ("search_primary_node_timeout", "-1", Severity.WARNING),
+        ("search_primary_node_timeout", "3s", Severity.WARNING),
         ("search_primary_node_timeout", "\N{SUPERSCRIPT THREE}", Severity.WARNING),
         ("search_primary_node_timeout", "9" * 5000, Severity.WARNING),
         ("connect_timeout", "10001", Severity.WARNING),
