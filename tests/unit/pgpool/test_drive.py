@@ -116,6 +116,50 @@ def test_promote_detaches_the_old_primary_only(model):
     assert model.primary == 1
 
 
+class AtOnce(Acting):
+    """Carries a command out before it answers.
+
+    :ivar connections: how many there were
+    """
+
+    def __init__(self, model):
+        self.connections = 0
+        super().__init__(model)
+
+    def __call__(self, connection):
+        self.connections += 1
+        super().__call__(connection)
+
+    def _command(self, verb, body, kind):
+        reply = super()._command(verb, body, kind)
+        self.model.work(0.1)
+        return reply
+
+
+def test_an_effect_that_shows_at_once_is_seen_on_the_connection_of_the_command():
+    with FakePgpool(acting := AtOnce(PgpoolModel("Pss"))) as server:
+        outcome = run(Detach(NODES[2], truth("Pss")), member_of(server))
+    assert (outcome.result, acting.connections) == (Result.CHANGED, 1)
+
+
+def test_a_connection_that_goes_silent_after_the_command_is_given_up_at_once():
+    silent = threading.Event()
+
+    class Silent(AtOnce):
+        def _nodes(self, body):
+            if self.commands and self.connections == 1:
+                silent.wait(20.0)
+            return super()._nodes(body)
+
+    with FakePgpool(acting := Silent(PgpoolModel("Pss"))) as server:
+        began = time.monotonic()
+        outcome = run(Detach(NODES[2], truth("Pss")), member_of(server), seconds=20.0)
+        seconds = time.monotonic() - began
+        silent.set()
+    assert (outcome.result, acting.connections) == (Result.CHANGED, 2)
+    assert seconds < 10.0  # half of what was left
+
+
 def test_a_false_ok_is_a_temporary_failure(model):
     acting = Acting(model)
     acting.answers[b"D"] = frame(b"d", COMPLETE)

@@ -15,8 +15,14 @@ __all__ = ["begin", "drive"]
 
 _MARGIN = 0.1
 """Seconds before the deadline at which to give up, so that the reason is still told."""
-_FIRST_PAUSE = 0.006
-"""Seconds between a command and the first look; most effects show by then."""
+_LOOKS = (0.003, 0.004, 0.006, 0.009)
+"""Seconds before each look after a command on its own connection, which costs nothing but a request; most effects show
+by then. An open connection keeps pgpool's main process from its next state change, in which it restarts its PCP
+listener a second after the last one: so no longer."""
+_AT_ONCE = 0.1
+"""Seconds for the answer to such a look."""
+_FIRST_PAUSE = 0.01
+"""Seconds before the next look, on a connection of its own."""
 _LONGEST_PAUSE = 0.1
 _CANCELLED_PAUSE = 0.5
 """Seconds after a request that the watchdog cancelled: it does so until the pgpools have elected a new leader."""
@@ -47,8 +53,8 @@ class _NotTaken(TemporaryError):
 def drive(event: Event, members: Members, deadline: float) -> Outcome:
     """Bring the pgpools in line with ``event``.
 
-    Every look has a connection of its own, and a command that follows uses the same one; it is closed before anything
-    is waited for.
+    A command goes on the connection of the look that gave the reason for it, and so do the looks for its effect in the
+    next milliseconds; that connection is closed before anything is waited for longer.
 
     :param deadline: by ``time.monotonic()``
     :return: changed, unchanged or deferred
@@ -107,16 +113,19 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
             else:
                 memory = observed(memory._replace(quiet=monotonic() - sent_at), nodes.backends)
                 step = next_step(event, nodes.backends, memory)
-            if isinstance(step, Command):
+            while isinstance(step, Command):
                 try:
                     _send(step, session, nodes.since_4_3)
                     memory, sent_at, pause = sent(memory, step), monotonic(), _FIRST_PAUSE
+                    step, memory = _effect(event, session, nodes.since_4_3, memory, limit)
                 except _NotTaken as error:
                     problem = str(error)
                     refusals += not error.passing
                     pause = _CANCELLED_PAUSE if error.passing else pause
+                    break
                 except TemporaryError as error:
                     problem = str(error)
+                    break
         while True:
             if isinstance(step, Done | Defer | Fail) or refusals == _MAX_REFUSALS or monotonic() + pause >= limit:
                 return _Halt(step, memory, problem)
@@ -128,6 +137,27 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
             except TemporaryError as error:
                 problem = str(error)
                 step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
+
+
+def _effect(event: Event, session: Session, since_4_3: bool, memory: Memory, limit: float) -> tuple[Step, Memory]:
+    """The next step when the command that was just sent shows at once; else to wait for it."""
+    sent_at = monotonic()
+    step: Step = Wait(f"{memory.pending} is not proven")
+    try:
+        for pause in _LOOKS:
+            if monotonic() + pause >= limit:
+                break
+            sleep(pause)
+            session.deadline = min(limit, monotonic() + _AT_ONCE)
+            backends = session.nodes(since_4_3).backends
+            memory = observed(memory._replace(quiet=monotonic() - sent_at), backends)
+            step = next_step(event, backends, memory)
+            if memory.pending is None:
+                break
+    except TemporaryError:
+        pass  # a new connection may do better
+    session.deadline = limit
+    return step, memory
 
 
 def _send(command: Command, session: Session, since_4_3: bool) -> None:

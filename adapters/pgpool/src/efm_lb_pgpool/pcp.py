@@ -2,7 +2,7 @@
 
 Connections are meant to be short on purpose. Up to pgpool 4.4 an open PCP connection blocks
 pgpool's main process during a state change (its PCP listener waits for its workers), so a
-connection is closed before anything is waited for.
+connection is closed before anything is waited for longer than a moment.
 
 The protocol has no encryption; only the password is protected, by an md5 challenge.
 """
