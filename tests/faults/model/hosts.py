@@ -497,8 +497,7 @@ def _replace_file(path: str, expected: bytes, content: bytes) -> None:
     elif isinstance(balancer, Pgbouncer):
         before, after = balancer.in_file(expected), balancer.in_file(content)
         for name in after:
-            is_put_back = after[name] == balancer.entries[name].location  # it says what is so already
-            if name in balancer.pooler().write and after[name] != before[name] and not is_put_back:
+            if name in balancer.pooler().write and after[name] != before[name] and not balancer.leads(name, after[name]):
                 for host in after[name].hosts:
                     node = next(node for node in _world.cluster.nodes if node.host == host)
                     _world.watch.gives_writes(balancer, _world.cluster.of(node))

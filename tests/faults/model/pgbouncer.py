@@ -7,6 +7,7 @@ and outlives whoever sent it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from math import inf
 
 from efm_lb_pgbouncer.console import LOGIN_RETRY, Database, Interrupted, Refused, Server
 from efm_lb_pgbouncer.entries import Location, entry_of, location_of, parse
@@ -14,7 +15,7 @@ from efm_lb_pgbouncer.pooler import Pooler
 from efm_lb_pgbouncer.targets import Policy, nodes_at
 from faults.model import databases
 from faults.model.databases import Cluster, Life
-from faults.model.right import Watch
+from faults.model.right import CROSSING, Watch
 from faults.model.simulation import Simulation
 
 __all__ = ["READ", "WRITE", "Pgbouncer"]
@@ -66,6 +67,7 @@ class Pgbouncer:
         self.login_retry = _RETRY
         self.entries: dict[str, Database] = {}
         self.leftovers: list[tuple[Server, float]] = []
+        self._before_reload: tuple[float, dict[str, Location]] = (-inf, {})
         self._load([])
 
     @property
@@ -138,8 +140,15 @@ class Pgbouncer:
     def reload(self) -> None:
         """Somebody else's RELOAD."""
         if self.up:
+            self._before_reload = (self.simulation.now, {name: entry.location for name, entry in self.entries.items()})
             self._load(self.readers)
             self.simulation.say(f"{self.name} reloaded: {self.told}")
+
+    def leads(self, name: str, location: Location) -> bool:
+        """Whether an entry leads there, or did until somebody else's RELOAD just now: an event has looked before it."""
+        at, before = self._before_reload
+        led = before.get(name) if self.simulation.now < at + CROSSING else None
+        return location in (self.entries[name].location, led)
 
     def pooler(self) -> Pooler:
         return Pooler(
@@ -166,7 +175,7 @@ class Pgbouncer:
         if verb == "RELOAD":
             if self._watch.is_told(self):
                 for name, location in self.in_file(self.files[self.config]).items():
-                    if name in WRITE and location not in (self.entries[name].location, self.told_in_file.get(name)):
+                    if name in WRITE and location != self.told_in_file.get(name) and not self.leads(name, location):
                         for node in nodes_at(location, self.cluster.nodes):
                             self._watch.gives_writes(self, self.cluster.of(node), by_file=True)
             self._load(self.readers)

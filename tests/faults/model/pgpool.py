@@ -269,6 +269,9 @@ class _Session:
         return
 
     def nodes(self, since_4_3: bool = False) -> Nodes:
+        self._pgpool.simulation.pause(0.0003, 0.003)
+        if not self._pgpool.listens:
+            raise Interrupted("broke")
         self._seen = self._pgpool.backends
         return Nodes(self._seen, True)
 

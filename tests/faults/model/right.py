@@ -130,8 +130,9 @@ class Watch:
         """Reconcile puts back what EFM has taken out on purpose: not before `hold` seconds are over.
 
         Only where nothing else can have led it to believe otherwise: before and after that detach nothing else happened
-        to the balancer or to the node, and every host has always reached it; and a primary had the writes. A service
-        that has begun since knows the calls of its own host only, and those that were carried out.
+        to the balancer or to the node, and every host has always reached it; and a primary had the writes, and a
+        standby had not: it may have been meant as the primary that it was. A service that has begun since knows the
+        calls of its own host only, and those that were carried out.
         """
         at = self._on_purpose.get((balancer.name, database))
         if at is None or self._cluster.was_cut or database.promoted_at > at:
@@ -152,7 +153,7 @@ class Watch:
         changes = [change for change, _ in database.running if change > at - look]
         before = [writers for teller, writers in self._wrote[balancer.name] if teller not in own]
         had_writes = database in (before[-1] if before else self._cluster.all[:1])
-        if not others and not changes and (database.in_recovery or had_writes):
+        if not others and not changes and database.in_recovery != had_writes:
             self._never(f"{balancer.name}: reconcile puts back {database}, which was taken out on purpose")
 
     def carried_out(self, host: str, began: float, argv: Sequence[str]) -> None:
