@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from efm_lb.connection import Connection, ConnectionFailed, Reply, StatementFailed
     from efm_lb.events import Attach, Detach, Event, Origin, Promote
     from efm_lb.fence import TimelineMark, demand_not_older, timeline_mark, timeline_marks
+    from efm_lb.handover import Login
     from efm_lb.hookspecs import hookimpl
     from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
     from efm_lb.replace import read_file, replace_file
@@ -28,6 +29,7 @@ __all__ = [
     "Detach",
     "Event",
     "Finding",
+    "Login",
     "Node",
     "NodeState",
     "NodeView",
@@ -59,6 +61,7 @@ _HOMES = {
     "connection": ("Connection", "ConnectionFailed", "Reply", "StatementFailed"),
     "events": ("Attach", "Detach", "Event", "Origin", "Promote"),
     "fence": ("TimelineMark", "demand_not_older", "timeline_mark", "timeline_marks"),
+    "handover": ("Login",),
     "hookspecs": ("hookimpl",),
     "outcomes": ("Outcome", "PermanentError", "Result", "TemporaryError"),
     "replace": ("read_file", "replace_file"),

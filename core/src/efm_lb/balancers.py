@@ -1,7 +1,12 @@
 """A configured balancer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from efm_lb.handover import Login
 
 __all__ = ["Balancer"]
 
@@ -15,6 +20,7 @@ class Balancer(NamedTuple):
     :param connect_timeout: seconds that a connect or a login may take (``EFM_LB_CONNECT_TIMEOUT``)
     :param host_ssh: the account on the balancer's own host that answers for it (``HOST_SSH``); empty where its adapter
         runs, which is all that an adapter sees
+    :param begun: logins that are under way, by connection string, None when none are; see `login`
     """
 
     name: str
@@ -22,3 +28,11 @@ class Balancer(NamedTuple):
     settings: Mapping[str, Any]
     connect_timeout: float = 2.0
     host_ssh: str = ""
+    begun: dict[str, Login] | None = None
+
+    def login(self, conninfo: str) -> Login | None:
+        """The login at a connection string of a setting with ``x-login`` that is under way for this event.
+
+        :return: to be asked for its connection; None the second time, and when nobody has begun one
+        """
+        return self.begun.pop(conninfo, None) if self.begun else None

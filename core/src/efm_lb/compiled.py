@@ -31,7 +31,7 @@ __all__ = ["Identity", "Stale", "identity", "load", "read", "store"]
 
 _LIMIT = 16 * 1024 * 1024
 # Everything that decides how the payload reads; compared as a whole, before the payload is touched.
-_HEADER = f"efm-lb plan 1\n{__version__} {sys.hexversion:x} {marshal.version}\n".encode()
+_HEADER = f"efm-lb plan 2\n{__version__} {sys.hexversion:x} {marshal.version}\n".encode()
 
 
 class Stale:

@@ -64,6 +64,7 @@ class Configuration(NamedTuple):
     :param state_dir: directory of the journal, the lock and the compiled plan
     :param balancers: sorted by name
     :param adapters: the sources of the adapters that the balancers use, sorted by name
+    :param logins: what every event logs in to by libpq: balancer, connection string, and keywords that win over it
     """
 
     cluster: str
@@ -76,6 +77,7 @@ class Configuration(NamedTuple):
     balancers: tuple[Balancer, ...]
     adapters: tuple[AdapterSource, ...]
     reconcile: Reconcile = Reconcile()
+    logins: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node that EFM calls ``name``, or None.
@@ -93,7 +95,7 @@ class Configuration(NamedTuple):
             "nodes": tuple(tuple(node) for node in self.nodes),
             "probe": dict(self.probe),
             "detach_live_primary": self.detach_live_primary.value,
-            "balancers": tuple((b.name, b.adapter, dict(b.settings), *b[3:]) for b in self.balancers),
+            "balancers": tuple((b.name, b.adapter, dict(b.settings), *b[3:5]) for b in self.balancers),
             "adapters": tuple(tuple(source) for source in self.adapters),
             "reconcile": tuple(self.reconcile),
         }

@@ -15,6 +15,7 @@ from efm_lb.outcomes import Outcome, PermanentError, Result, TemporaryError
 from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
+    from efm_lb.handover import Login
     from efm_lb.remote.balancer import Remote
     from efm_lb.remote.client import Client
     from efm_lb.views import Finding
@@ -113,11 +114,15 @@ class Dispatcher:
         """The balancers, sorted."""
         return tuple(sorted(balancer.name for balancer in self._balancers))
 
-    def connect(self, clients: dict[str, Client]) -> None:
+    def connect(self, clients: dict[str, Client], logins: Mapping[str, dict[str, Login]]) -> None:
         """Begin to connect to the balancers on other hosts: something is about to be asked of them.
 
         :param clients: by balancer: ssh, under way to its host already; those that serve are removed
+        :param logins: by balancer: what its adapter finds by `Balancer.login`
         """
+        self._balancers = tuple(
+            [each._replace(begun=logins[each.name]) if each.name in logins else each for each in self._balancers]
+        )
         for name, way in self._ways.items():
             if not isinstance(way, _Adapter):
                 way.connect(clients.pop(name, None))

@@ -12,31 +12,44 @@ from efm_lb.connection import Connection, ConnectionFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Kept", "Login"]
+__all__ = ["Kept", "Login", "begin_in_turn", "logins_of"]
 
 
 class Login:
-    """One login under way.
+    """One login, begun ahead of whoever wants the connection.
 
-    :param keywords: libpq's connection keywords, with the node's host and port
+    :param keywords: libpq's connection keywords, as `Connection` takes them
     :param deadline: when it must be done, by ``time.monotonic()``
+    :param conninfo: a connection string; ``keywords`` win over what it says
+
+    .. versionadded:: 0.1
     """
 
-    __slots__ = ("_connection", "_done", "_failure", "_is_unwanted")
+    __slots__ = ("_claim", "_connection", "_deadline", "_done", "_failure", "_is_unwanted", "_place")
 
-    def __init__(self, keywords: Mapping[str, str], deadline: float) -> None:
+    def __init__(self, keywords: Mapping[str, str], deadline: float, conninfo: str = "") -> None:
+        self._place = keywords, conninfo
+        self._deadline = deadline
         self._connection: Connection | None = None
         self._failure: Exception | None = None
         self._is_unwanted = False
+        self._claim = allocate_lock()  # held by whoever logs in, from then on
         self._done = allocate_lock()
         self._done.acquire()
-        start_new_thread(self._run, (keywords, deadline))
 
-    def _run(self, keywords: Mapping[str, str], deadline: float) -> None:
+    def begin(self) -> None:
+        """Log in, in a thread of its own. Raises RuntimeError when this user may have no more."""
+        start_new_thread(self.run, ())
+
+    def run(self) -> None:
+        """Log in, unless somebody else has come to it first."""
+        if not self._claim.acquire(blocking=False):
+            return
+        keywords, conninfo = self._place
         try:
-            self._connection = Connection(keywords, deadline)
+            self._connection = Connection(keywords, self._deadline, conninfo)
         except Exception as failure:
             self._failure = failure
         self._done.release()
@@ -44,11 +57,14 @@ class Login:
             self._close()
 
     def connection(self, deadline: float) -> Connection:
-        """Wait for the connection, and take it; once.
+        """Wait for the connection, and take it; once. One that nobody has begun is made here.
 
         :param deadline: by ``time.monotonic()``
         :raises ConnectionFailed: there is none
         """
+        if self._claim.acquire(blocking=False):
+            keywords, conninfo = self._place
+            return Connection(keywords, deadline, conninfo)
         if not self._done.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise ConnectionFailed("no answer in time", silent=True)
         if self._failure:
@@ -65,12 +81,45 @@ class Login:
     def drop(self) -> None:
         """Nobody wants it any more."""
         self._is_unwanted = True
+        self._claim.acquire(blocking=False)
         self._close()
 
     def _close(self) -> None:
         """Close the connection, if nobody has taken it: whoever gets the lock has it, and libpq must close it once."""
         if self._done.acquire(blocking=False) and self._connection:
             self._connection.close()
+
+
+def begin_in_turn(logins: Sequence[Login]) -> None:
+    """Log in one after the other, in one thread: what is wanted sooner keeps the other processors.
+
+    One that takes long keeps nobody waiting, for whoever wants one that is not begun makes it himself. Raises
+    RuntimeError when this user may have no more threads.
+    """
+
+    def run() -> None:
+        for login in logins:
+            login.run()
+
+    if logins:
+        start_new_thread(run, ())
+
+
+def logins_of(places: Iterable[tuple[str, str, Mapping[str, str]]], deadline: float) -> dict[str, dict[str, Login]]:
+    """Log in at balancers, as `begin_in_turn` does.
+
+    :param places: `efm_lb.configuration.Configuration.logins`
+    :return: by balancer, and by connection string; nothing when this user may have no more threads: who wants one tries
+        again, and tells
+    """
+    logins: dict[str, dict[str, Login]] = {}
+    for balancer, conninfo, keywords in places:
+        logins.setdefault(balancer, {})[conninfo] = Login(keywords, deadline, conninfo)
+    try:
+        begin_in_turn([login for of_one in logins.values() for login in of_one.values()])
+    except RuntimeError:
+        return {}
+    return logins
 
 
 class Kept:

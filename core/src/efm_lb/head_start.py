@@ -1,4 +1,4 @@
-"""Connections to balancers' hosts, and logins at the databases, begun before the rest of the hook is imported.
+"""Connections to balancers' hosts, logins at the databases and at balancers, begun before the hook itself is imported.
 
 A login with a password takes as long as half of the hook's imports, and on another core, and so does libpq's own start;
 ssh takes several times as long as both, so it comes first. Nothing is asked yet: the truth is asked on these
@@ -30,34 +30,39 @@ class HeadStart:
     """What has been begun for a command line.
 
     :ivar plan: the settings, as `efm_lb.compiled` keeps them
-    :ivar logins: by host and port; those that could be begun
+    :ivar logins: at the databases, by host and port; those that could be begun
+    :ivar balancers: logins at the balancers, by name and by connection string; whoever takes one removes it
     :ivar clients: ssh, by the name of the balancer whose host it goes to
     :ivar started: by ``time.monotonic()``
     """
 
-    __slots__ = ("clients", "logins", "plan", "started")
+    __slots__ = ("balancers", "clients", "logins", "plan", "started")
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.started = time.monotonic()
         self.clients = _clients(plan)
         self.logins: dict[tuple[str, int], Login] = {}
+        self.balancers: dict[str, dict[str, Login]] = {}
         self._log_in(plan)
 
     def _log_in(self, plan: Mapping[str, Any]) -> None:
         from efm_lb.connection import drop_misleading
-        from efm_lb.handover import Login
+        from efm_lb.handover import Login, logins_of
 
         drop_misleading()
         deadline = self.started + plan["connect_timeout"]
         try:
             for _, host, port, _ in plan["nodes"]:
-                self.logins[host, port] = Login({**plan["probe"], "host": host, "port": str(port)}, deadline)
+                login = Login({**plan["probe"], "host": host, "port": str(port)}, deadline)
+                login.begin()
+                self.logins[host, port] = login
         except RuntimeError:  # no more threads for this user: `efm_lb.probe` tries again, and tells
             return
+        self.balancers = logins_of(plan["logins"], deadline)
 
     def drop(self) -> None:
-        """Close the logins: what they would say may be out of date."""
+        """Close the logins at the databases: what they would say may be out of date."""
         for login in self.logins.values():
             login.drop()
         self.logins.clear()

@@ -42,6 +42,7 @@ from efm_lb.truth import Node, Truth
 
 if TYPE_CHECKING:
     from efm_lb.dispatch import Dispatcher
+    from efm_lb.handover import Login
     from efm_lb.head_start import HeadStart
     from efm_lb.remote.client import Client
 
@@ -63,13 +64,15 @@ class _Cluster:
     Not a named tuple: to make that class takes as long as a question to a database.
 
     :ivar clients: by balancer: ssh, under way to the balancer's host; whoever takes one removes it
+    :ivar logins: by balancer and connection string: those under way
     """
 
-    def __init__(self, configuration: Configuration, state: State, probe: Probe, clients: dict[str, Client]) -> None:
+    def __init__(self, configuration: Configuration, state: State, begun: HeadStart | None) -> None:
         self.configuration = configuration
         self.state = state
-        self.probe = probe
-        self.clients = clients
+        self.probe = Probe(configuration.probe, configuration.connect_timeout, begun)
+        self.clients: dict[str, Client] = begun.clients if begun else {}
+        self.logins: dict[str, dict[str, Login]] = begun.balancers if begun else {}
 
     def dispatcher(self, call: str = "") -> Dispatcher:
         """One that begins to import the adapters, and is not connected yet."""
@@ -126,12 +129,7 @@ def run(arguments: Arguments, environ: Mapping[str, str], begun: HeadStart | Non
         )
     if stale:
         configuration = _left_of(configuration, time.monotonic() - started)
-    cluster = _Cluster(
-        configuration,
-        State(configuration.state_dir, configuration.cluster),
-        Probe(configuration.probe, configuration.connect_timeout, begun),
-        begun.clients if begun else {},
-    )
+    cluster = _Cluster(configuration, State(configuration.state_dir, configuration.cluster), begun)
     signals.end_after((arguments.follow_up or 0.0) + signals.hangs_after(configuration.deadline))
     try:
         if arguments.dry_run:
@@ -399,7 +397,7 @@ def _settle(
     # pluggy and the adapters are a third of the start-up; they are loaded while the databases answer, and while the
     # hosts of other balancers do.
     dispatcher = cluster.dispatcher(call.name)
-    dispatcher.connect(cluster.clients)
+    dispatcher.connect(cluster.clients, cluster.logins)
     newest = state.timeline
     alone = [each.name for each in in_force(configuration.state_dir, configuration.cluster)]
     while True:

@@ -47,6 +47,10 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:  # type: ignore[empty-body]
     a list of lists of settings, says when two balancers are one and are refused: when
     they have a value in common in each of the lists. Without it, when all is the same.
     The keyword ``x-disjoint``, such a list, too, says which settings share no value.
+    The keyword ``x-login`` of a setting that holds a libpq connection string, or several,
+    is a mapping of keywords that win over the string, null for the value of the setting of
+    that name: an event's adapter finds a login that was begun before it was imported
+    (`efm_lb.Balancer.login`).
 
     :return: the schema; ``properties`` in lower case, ``PORT`` is ``port``
     :raises: nothing; an exception disables the adapter and is reported as its bug

@@ -496,8 +496,8 @@ def _replace_file(path: str, expected: bytes, content: bytes) -> None:
         _world.watch.in_file(balancer, sorted(after_))
     elif isinstance(balancer, Pgbouncer):
         before, after = balancer.in_file(expected), balancer.in_file(content)
-        for name in after:
-            if name in balancer.pooler().write and after[name] != before[name] and not balancer.leads(name, after[name]):
+        for name in balancer.pooler().write:
+            if after[name] != before[name] and not balancer.leads(name, after[name]):
                 for host in after[name].hosts:
                     node = next(node for node in _world.cluster.nodes if node.host == host)
                     _world.watch.gives_writes(balancer, _world.cluster.of(node))
@@ -607,7 +607,7 @@ def _dispatcher(configuration: Configuration, call: str = "") -> dispatch.Dispat
     dispatcher._balancers = configuration.balancers
     dispatcher._running = {}
     dispatcher._ways = {balancer.name: _Way(balancer.name) for balancer in configuration.balancers}
-    dispatcher.connect = lambda clients: None
+    dispatcher.connect = lambda clients, logins: None
     result: dispatch.Dispatcher = dispatcher
     return result
 

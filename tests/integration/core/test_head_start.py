@@ -26,7 +26,8 @@ KEYWORDS = {"user": "postgres", "dbname": "postgres"}
 
 def begun(cluster: Cluster, **keywords: str) -> HeadStart:
     nodes = tuple(tuple(node) for node in nodes_of(cluster))
-    return HeadStart({"connect_timeout": TIMEOUT, "probe": {**KEYWORDS, **keywords}, "nodes": nodes, "balancers": ()})
+    probe = {**KEYWORDS, **keywords}
+    return HeadStart({"connect_timeout": TIMEOUT, "probe": probe, "nodes": nodes, "balancers": (), "logins": ()})
 
 
 def connections(cluster: Cluster, number: int) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb.handover import logins_of
 from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
+from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import settle
 from efm_lb_pgbouncer.pooler import pooler_of
 
@@ -29,6 +31,12 @@ def commands(pgbouncer, since):
     text = Path(pgbouncer.log).read_text(errors="replace")[since:]
     words = ("RELOAD", "PAUSE", "RESUME", "KILL", "SET", "WAIT_CLOSE")
     return [line for line in text.splitlines() if any(f"LOG {word} " in line for word in words)]
+
+
+def logins(pgbouncer, since):
+    """How often efm-lb has logged in to the console."""
+    text = Path(pgbouncer.log).read_text(errors="replace")[since:]
+    return text.count("login attempt: db=pgbouncer user=efm_lb")
 
 
 def mark(pgbouncer):
@@ -247,6 +255,31 @@ def test_whatever_its_process_id_an_event_knows_its_own_login_retry(manager, pgb
             settle._lift(session, settle._Told(), time.monotonic() + 10)
             assert settle._is_lifted(session, time.monotonic() + 10), pid
     pgbouncer.console("RELOAD")
+
+
+def test_a_hook_logs_in_once(make_hook, pgbouncer):
+    """On the login that was begun ahead: a second one would be one too many."""
+    hook = make_hook(pgbouncer)
+    assert hook("attach", "127.0.0.13", "s").exit_code == 0, "its settings are compiled now"
+    since = mark(pgbouncer)
+    assert hook("detach", "127.0.0.13", "s").exit_code == 0
+    assert logins(pgbouncer, since) == 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_login_that_was_begun_ahead(manager, pgbouncer, restarts):
+    """It may be of no use any more."""
+    settings, since = manager.balancer.settings, mark(pgbouncer)
+    keywords = {"dbname": "pgbouncer", "passfile": settings["passfile"]}
+    begun = logins_of([("pgb1", settings["admin"][0], keywords)], time.monotonic() + 5)["pgb1"]
+    manager.balancer = manager.balancer._replace(begun=begun)
+    assert wait_until(lambda: logins(pgbouncer, since) == 1, timeout=5)
+    if restarts:
+        pgbouncer.restart()
+    assert manager.send(Detach, 2).result is Result.CHANGED
+    if not restarts:
+        assert logins(pgbouncer, since) == 1
+    assert manager.send(Attach, 2).result is Result.CHANGED
 
 
 def test_check_of_a_well_configured_one(manage, start_pgbouncer):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from efm_lb.config.adapters import BadSchemaError, Problem, closed, read
+from efm_lb.config.adapters import BadSchemaError, Problem, closed, logins, read
 from efm_lb.plugins import describe, discover
 from unit.config.fakes import ADAPTER, Install
 
@@ -32,6 +32,11 @@ from unit.config.fakes import ADAPTER, Install
         ({"x-identity": [["a"]]}, "x-identity has 'a', which is not among its properties"),
         ({"x-disjoint": ["a"]}, "x-disjoint is not a list of lists of settings"),
         ({"x-disjoint": [["a"]]}, "x-disjoint has 'a', which is not among its properties"),
+        ({"properties": {"a": {"type": "string", "x-login": ["user"]}}}, "x-login of the schema's property 'a' is no"),
+        (
+            {"properties": {"a": {"type": "string", "x-login": {"port": 1}}}},
+            "x-login of the schema's property 'a' is no",
+        ),
         ({"required": ["a"]}, "requires 'a', which is not among its properties"),
         ({"properties": {"a": {"type": "string", "x": object()}}}, "not JSON"),
         ({"properties": {"a": {"type": "number", "default": float("nan")}}}, "not JSON"),
@@ -47,6 +52,24 @@ def test_it_is_closed_whatever_it_says_itself() -> None:
     given = {"properties": {"a": {"type": "string"}}, "additionalProperties": True}
     assert closed(given)["additionalProperties"] is False
     assert given["additionalProperties"] is True
+
+
+def test_what_every_event_logs_in_to() -> None:
+    own = {"dbname": "pgbouncer", "passfile": None}
+    schema = closed(
+        {
+            "properties": {
+                "admin": {"type": "array", "x-login": own},
+                "passfile": {"type": "string"},
+                "host": {"type": "string"},
+            }
+        }
+    )
+    settings = {"admin": ["host=a", "host=b"], "host": "c"}
+    assert logins(settings, schema) == [("host=a", {"dbname": "pgbouncer"}), ("host=b", {"dbname": "pgbouncer"})]
+    keywords = {"dbname": "pgbouncer", "passfile": "/p"}
+    assert logins({"admin": ["host=a"], "passfile": "/p"}, schema) == [("host=a", keywords)]
+    assert logins({"host": "c"}, schema) == []
 
 
 def test_defaults_are_copies() -> None:

@@ -49,7 +49,14 @@ def test_ssh_is_started_before_the_hook_is_imported(tmp_path: Path, monkeypatch:
     fake.chmod(0o755)
     elsewhere = ("pgb1", "pgbouncer", {}, 2.0, "efm-lb@pgb1")
     here = ("pool1", "pgpool", {}, 2.0, "")
-    settings = {"connect_timeout": 2.0, "probe": {}, "nodes": (), "cluster": "efm", "state_dir": str(tmp_path)}
+    settings = {
+        "connect_timeout": 2.0,
+        "probe": {},
+        "logins": (),
+        "nodes": (),
+        "cluster": "efm",
+        "state_dir": str(tmp_path),
+    }
     monkeypatch.setenv("PATH", str(tmp_path))
     assert HeadStart({**settings, "balancers": (here,)}).clients == {}
     monkeypatch.setenv("PATH", str(tmp_path / "none"))

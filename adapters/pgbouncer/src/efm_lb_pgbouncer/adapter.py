@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from efm_lb import Attach, Balancer, Detach, Event, Node, Outcome, Promote, Truth, hookimpl
+from efm_lb_pgbouncer.console import LOGIN
 from efm_lb_pgbouncer.drive import drive
 from efm_lb_pgbouncer.pooler import HOLD, KILL_AFTER, NAME, pooler_of
 
@@ -29,6 +30,7 @@ def efm_lb_settings_schema() -> Mapping[str, Any]:
                 "items": console,
                 "minItems": 1,
                 "uniqueItems": True,
+                "x-login": dict(LOGIN),
                 "description": (
                     "How to reach PgBouncer's console: a libpq connection string without a password, such as"
                     " `host=/run/pgbouncer port=6432 user=efm_lb`. The user must be in admin_users. Several, separated"

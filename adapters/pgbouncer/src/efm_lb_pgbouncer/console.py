@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from efm_lb import Connection, ConnectionFailed, PermanentError, Reply, StatementFailed, TemporaryError
 from efm_lb_pgbouncer.entries import Location
 
-__all__ = ["LOGIN_RETRY", "Console", "Database", "Interrupted", "Refused", "Server", "Session", "quoted"]
+if TYPE_CHECKING:
+    from efm_lb import Login
 
+__all__ = ["LOGIN", "LOGIN_RETRY", "Console", "Database", "Interrupted", "Refused", "Server", "Session", "quoted"]
+
+LOGIN: Mapping[str, str | None] = {"dbname": "pgbouncer", "passfile": None}
+"""What wins over ADMIN, by libpq's keyword; None is the setting of that name."""
 LOGIN_RETRY = "server_login_retry"
 """The setting: seconds for which no login is tried after one that failed, or that was broken off by PAUSE or KILL."""
 _CONNECTED = 1.0
@@ -75,12 +80,14 @@ class Console:
     :param conninfo: a libpq connection string without a password
     :param passfile: libpq's, or empty for its default
     :param connect_timeout: seconds that a login, and then each answer, may take
+    :param begun: the first login, which is under way
     """
 
-    def __init__(self, conninfo: str, passfile: str, connect_timeout: float) -> None:
+    def __init__(self, conninfo: str, passfile: str, connect_timeout: float, begun: Login | None = None) -> None:
         self.conninfo = conninfo
         self.passfile = passfile
         self.connect_timeout = connect_timeout
+        self._begun = begun
 
     def __str__(self) -> str:
         return self.conninfo
@@ -92,11 +99,11 @@ class Console:
         :raises Interrupted: no answer
         :raises PermanentError: the login is refused, or ADMIN is no connection string, or leads to another service
         """
-        keywords = {"dbname": "pgbouncer"}
-        if self.passfile:
-            keywords["passfile"] = self.passfile
+        begun, self._begun = self._begun, None
+        keywords = {name: value or self.passfile for name, value in LOGIN.items() if value or self.passfile}
+        until = min(limit, monotonic() + self.connect_timeout)
         try:
-            connection = Connection(keywords, min(limit, monotonic() + self.connect_timeout), self.conninfo)
+            connection = begun.connection(until) if begun else Connection(keywords, until, self.conninfo)
         except ConnectionFailed as failure:
             if any(words in failure.words for words in _NO_RETRY):
                 raise PermanentError(f"ADMIN {self} is no connection string: {failure}") from None

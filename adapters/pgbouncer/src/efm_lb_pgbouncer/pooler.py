@@ -84,7 +84,7 @@ def pooler_of(balancer: Balancer) -> Pooler:
     settings = balancer.settings
     passfile = str(settings.get("passfile", ""))
     return Pooler(
-        tuple(Console(text, passfile, balancer.connect_timeout) for text in settings["admin"]),
+        tuple(Console(text, passfile, balancer.connect_timeout, balancer.login(text)) for text in settings["admin"]),
         str(settings["config"]),
         tuple(settings["write"]),
         tuple(settings.get("read", ())),

@@ -21,12 +21,14 @@ __all__ = [
     "DISJOINT",
     "EXPECTED",
     "IDENTITY",
+    "LOGIN",
     "BadSchemaError",
     "Problem",
     "ask",
     "closed",
     "in_common",
     "in_two",
+    "logins",
     "read",
 ]
 
@@ -37,6 +39,10 @@ when they have a value in common in each of the lists, whichever of its settings
 DISJOINT = "x-disjoint"
 """The keyword of an adapter's schema that says which settings of one balancer share no value: a list of lists of
 settings."""
+
+LOGIN = "x-login"
+"""The keyword of a setting that holds a libpq connection string, or several: every event logs in there. A mapping of
+libpq's keywords that win over the string; one that is null has the value of the balancer's setting of that name."""
 
 EXPECTED = "x-expected"
 """The keyword beside a ``pattern`` that says in words what it demands: a regular expression is no message."""
@@ -111,6 +117,9 @@ def _check_setting(key: str, setting: Any) -> None:
     items = setting.get("items", {"type": "string"}).get("type") if kind == "array" else "string"
     if kind not in (*SCALARS, "array") or items not in SCALARS:
         raise BadSchemaError(f"the schema's property {key!r} needs a type: {', '.join(SCALARS)}, or array of these")
+    login = setting.get(LOGIN, {})
+    if not isinstance(login, dict) or not all(isinstance(value, str | None) for value in login.values()):
+        raise BadSchemaError(f"the {LOGIN} of the schema's property {key!r} is no mapping of keywords to texts or null")
     if "default" in setting:
         error = next(Draft202012Validator(setting).iter_errors(setting["default"]), None)
         if error:
@@ -154,6 +163,21 @@ def in_two(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[t
 def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
     values = [settings[key] for key in keys if key in settings]
     return {text_of(each) for value in values for each in (value if isinstance(value, list) else [value])}
+
+
+def logins(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """What every event logs in to: connection strings, and the keywords that win over each.
+
+    :param schema: as `closed` returned it
+    """
+    found = []
+    for key, setting in schema["properties"].items():
+        if LOGIN in setting and key in settings:
+            own = {name: settings.get(name) if value is None else value for name, value in setting[LOGIN].items()}
+            keywords = {name: str(value) for name, value in own.items() if value}
+            texts = settings[key] if isinstance(settings[key], list) else [settings[key]]
+            found += [(str(text), keywords) for text in texts]
+    return found
 
 
 def read(raw: Mapping[str, str], schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from efm_lb.balancers import Balancer
-from efm_lb.config.adapters import ask, in_common, in_two, read
+from efm_lb.config.adapters import ask, in_common, in_two, logins, read
 from efm_lb.config.coerce import text_of
 from efm_lb.config.model import DELIMITER, GROUPS, Settings, nested
 from efm_lb.config.names import (
@@ -133,6 +133,7 @@ def compose(sources: Sources) -> Loaded:
         tuple(ready),
         tuple(adapter.source for _, adapter in used),
         Reconcile(**{**settings.reconcile.model_dump(), "majority": settings.reconcile.majority == "on"}),
+        tuple(_logins(ready, adapters)),
     )
     failures = {name: adapter.failure for name, adapter in used if adapter.failure}
     files = {path: changed for _, adapter in used for path, changed in adapter.files.items()}
@@ -296,6 +297,14 @@ def _same_twice(
                 this, that = (variables[each.name][ADAPTER] for each in (balancer, first))
                 both = f"{' and '.join(same)} in both" if same else "the same settings"
                 yield f"{this}: the same load balancer as {that}, with {both}: make one block of the two"
+
+
+def _logins(ready: Sequence[Balancer], adapters: Mapping[str, _Adapter]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """`Configuration.logins`."""
+    for balancer in ready:
+        schema = adapters[balancer.adapter].schema
+        if schema is not None and not balancer.host_ssh:
+            yield from ((balancer.name, *login) for login in logins(balancer.settings, schema))
 
 
 def _values(name: str, raw: Mapping[str, Variable], settings: Mapping[str, Any]) -> Iterator[Value]:

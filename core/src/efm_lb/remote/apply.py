@@ -117,8 +117,12 @@ def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
     """
     configuration, stale = settings_of(arguments.cluster, arguments.env_file, os.environ, here=True)
     from efm_lb.dispatch import Dispatcher
+    from efm_lb.handover import logins_of
 
-    dispatcher = Dispatcher(configuration)  # the adapters are imported while the request is on its way
+    # While the request is on its way the balancers are logged in to, and the adapters are imported.
+    logins = logins_of(configuration.logins, time.monotonic() + configuration.connect_timeout)
+    dispatcher = Dispatcher(configuration)
+    dispatcher.connect({}, logins)
     # What is here already may have come at any time since, and its sender's clock runs.
     came = ready if _waiting().poll(0) else None
     data = _read(time.monotonic() + PATIENCE)
