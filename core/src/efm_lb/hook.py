@@ -74,6 +74,14 @@ class _Cluster:
         self.clients: dict[str, Client] = begun.clients if begun else {}
         self.logins: dict[str, dict[str, Login]] = begun.balancers if begun else {}
 
+    def start_over(self) -> None:
+        """Use no login that is under way: what it would say may be out of date."""
+        self.probe.start_over()
+        for logins in self.logins.values():
+            for login in logins.values():
+                login.drop()
+        self.logins = {}
+
     def dispatcher(self, call: str = "") -> Dispatcher:
         """One that begins to import the adapters, and is not connected yet."""
         from efm_lb.dispatch import Dispatcher
@@ -209,7 +217,7 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
     turn = _Turn(configuration, notes, call.origin)
     try:
         if not turn.take():
-            cluster.probe.start_over()
+            cluster.start_over()
         overtaken = _overtaken(call, state)
         if overtaken:
             journal.record("decision", **journals.decided(overtaken, None))

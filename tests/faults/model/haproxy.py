@@ -83,6 +83,7 @@ class Haproxy:
         """Somebody puts its file back as it was at first: who is out there, and was not, was taken out on purpose."""
         before = self._kept
         self.files[self.config] = self.first_config
+        self._watch.touched(self, None)
         for path, is_in in self._kept.items():
             if before[path] and not is_in and self.servers[path].proxy == READ:
                 self._watch.taken_out(self, self._database(self.servers[path]), None)

@@ -132,6 +132,7 @@ class Pgbouncer:
     def put_back_file(self) -> None:
         """Somebody puts its file back as it was at first: who is out there, and was not, was taken out on purpose."""
         self.files[self.config] = self.first_config
+        self._watch.touched(self, None)
         self.told_in_file.clear()
         for name, database in self.kept_otherwise:
             if name in READ and database in self.readers:

@@ -257,7 +257,7 @@ class _Session:
     def __init__(self, pgpool: Pgpool) -> None:
         self._pgpool = pgpool
         self.deadline = 0.0
-        self.notices: tuple[Notice, ...] = ()
+        self.notices: list[Notice] = []
 
     def __enter__(self) -> _Session:
         return self

@@ -162,7 +162,7 @@ class Watch:
         done.append((began, argv[0] != "detach", self._simulation.now))
 
     def touched(self, balancer: _Balancer, teller: Task | None) -> None:
-        """A balancer has done something that it was told, or was restarted (by nobody)."""
+        """A balancer has done something that it was told, or was restarted, or its file was changed (by nobody)."""
         if self._simulation.current is None:
             return  # it is being made
         self._touches.setdefault(balancer.name, []).append((self._simulation.now, teller))

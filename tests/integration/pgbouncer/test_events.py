@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError
+from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, Severity, TemporaryError, lock
 from efm_lb.handover import logins_of
 from efm_lb.reconcile.differences import differences, disagreement
+from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
 from efm_lb.rehearsal.pgbouncer import READ, WRITE
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import settle
@@ -264,6 +267,25 @@ def test_a_hook_logs_in_once(make_hook, pgbouncer):
     since = mark(pgbouncer)
     assert hook("detach", "127.0.0.13", "s").exit_code == 0
     assert logins(pgbouncer, since) == 1
+
+
+def test_a_hook_that_had_to_wait_for_the_lock_logs_in_anew(make_hook, pgbouncer, cluster, tmp_path):
+    """What it waited for may have taken long, and PgBouncer may have been restarted meanwhile."""
+    hook = make_hook(pgbouncer)
+    assert hook("attach", "127.0.0.13", "s").exit_code == 0, "its settings are compiled now"
+    since, state = mark(pgbouncer), Path(f"{cluster.stage.directory}/{tmp_path.name}.state")
+    before = (state / "efm.journal").stat().st_size
+    held = lock.acquire(str(state / "efm.lock"), 5)
+    try:
+        command = hook.command(["detach", "127.0.0.13", "s"])
+        waiting = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(BARE_ENVIRONMENT))
+        assert wait_until(lambda: logins(pgbouncer, since) == 1, timeout=10)
+        assert wait_until(lambda: (state / "efm.journal").stat().st_size > before, timeout=10)
+        time.sleep(0.5)  # what is less than a moment is no waiting
+    finally:
+        os.close(held)
+    waiting.communicate(timeout=30)
+    assert (waiting.returncode, logins(pgbouncer, since)) == (0, 2)
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -37,6 +37,7 @@ from unit.config.fakes import ADAPTER, Install
             {"properties": {"a": {"type": "string", "x-login": {"port": 1}}}},
             "x-login of the schema's property 'a' is no",
         ),
+        ({"properties": {"a": {"type": "string", "x-login": {"b": None}}}}, "has 'b', which is no text of its"),
         ({"required": ["a"]}, "requires 'a', which is not among its properties"),
         ({"properties": {"a": {"type": "string", "x": object()}}}, "not JSON"),
         ({"properties": {"a": {"type": "number", "default": float("nan")}}}, "not JSON"),

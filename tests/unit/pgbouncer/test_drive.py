@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from efm_lb import Attach, Detach, PermanentError, Promote, Result, Severity, TemporaryError, Truth
+from efm_lb.handover import logins_of
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_pgbouncer import adapter, drive, guard
 from efm_lb_pgbouncer.console import Console, Session
@@ -614,6 +615,17 @@ def released(fake, seconds=5.0):
     while fake.paused and time.monotonic() < deadline:
         time.sleep(0.02)
     return not fake.paused
+
+
+def test_a_login_that_was_refused_when_it_was_begun_is_made_anew(fake):
+    """It is not known how long ago that was."""
+    fake.login = [refuse("not allowed", severity="FATAL")]
+    begun = logins_of([("pgb1", fake.admin, {"dbname": "pgbouncer"})], time.monotonic() + 5)["pgb1"]
+    assert wait_until(lambda: not fake.login, 5)
+    with_login = balancer(fake)._replace(begun=begun)
+    outcome = adapter.efm_lb_promote(PROMOTE, with_login, time.monotonic() + 5)
+    assert outcome.result is Result.CHANGED
+    assert begun == {}
 
 
 @pytest.mark.usefixtures("no_guard_is_left")

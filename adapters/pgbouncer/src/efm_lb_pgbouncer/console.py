@@ -99,11 +99,8 @@ class Console:
         :raises Interrupted: no answer
         :raises PermanentError: the login is refused, or ADMIN is no connection string, or leads to another service
         """
-        begun, self._begun = self._begun, None
-        keywords = {name: value or self.passfile for name, value in LOGIN.items() if value or self.passfile}
-        until = min(limit, monotonic() + self.connect_timeout)
         try:
-            connection = begun.connection(until) if begun else Connection(keywords, until, self.conninfo)
+            connection = self._connection(min(limit, monotonic() + self.connect_timeout))
         except ConnectionFailed as failure:
             if any(words in failure.words for words in _NO_RETRY):
                 raise PermanentError(f"ADMIN {self} is no connection string: {failure}") from None
@@ -115,6 +112,16 @@ class Console:
                 raise PermanentError(f"{self} refuses the login: {failure}; the user must be in admin_users") from None
             raise Interrupted(f"{self}: {failure}") from None
         return Session(self, connection, self.connect_timeout)
+
+    def _connection(self, until: float) -> Connection:
+        begun, self._begun = self._begun, None
+        if begun:
+            try:
+                return begun.connection(until)
+            except ConnectionFailed:
+                pass  # that was some time ago, and what was wrong then may be over
+        keywords = {name: value or self.passfile for name, value in LOGIN.items() if value or self.passfile}
+        return Connection(keywords, until, self.conninfo)
 
 
 class Session:

@@ -169,6 +169,7 @@ def _send(command: Command, session: Session, since_4_3: bool) -> None:
     """
     # what a reply hides is only in the log: a promote that does nothing is answered like any other
     session.want_log()
+    session.notices.clear()
     try:
         _request(command, session, since_4_3)
     except Refusal as refusal:

@@ -33,6 +33,7 @@ class _Group(TyperGroup):
             with suppress(OSError):
                 if wants_json(ctx):
                     typer.echo(as_document(error.exit_code, error.messages))
+            with suppress(OSError):
                 for message in error.messages:
                     typer.echo(f"efm-lb: {message}", err=True)
             raise typer.Exit(error.exit_code) from None

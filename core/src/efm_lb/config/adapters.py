@@ -102,6 +102,7 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     properties = own.setdefault("properties", {})
     for key, setting in properties.items():
         _check_setting(key, setting)
+        _check_login(key, setting.get(LOGIN, {}), properties)
     unknown = sorted(set(own.get("required", ())) - set(properties))
     if unknown:
         raise BadSchemaError(f"the schema requires {unknown[0]!r}, which is not among its properties")
@@ -117,13 +118,18 @@ def _check_setting(key: str, setting: Any) -> None:
     items = setting.get("items", {"type": "string"}).get("type") if kind == "array" else "string"
     if kind not in (*SCALARS, "array") or items not in SCALARS:
         raise BadSchemaError(f"the schema's property {key!r} needs a type: {', '.join(SCALARS)}, or array of these")
-    login = setting.get(LOGIN, {})
-    if not isinstance(login, dict) or not all(isinstance(value, str | None) for value in login.values()):
-        raise BadSchemaError(f"the {LOGIN} of the schema's property {key!r} is no mapping of keywords to texts or null")
     if "default" in setting:
         error = next(Draft202012Validator(setting).iter_errors(setting["default"]), None)
         if error:
             raise BadSchemaError(f"the default of the schema's property {key!r} is not valid: {error.message}")
+
+
+def _check_login(key: str, login: Any, properties: Mapping[str, Any]) -> None:
+    if not isinstance(login, dict) or not all(isinstance(value, str | None) for value in login.values()):
+        raise BadSchemaError(f"the {LOGIN} of the schema's property {key!r} is no mapping of keywords to texts or null")
+    for name in [name for name, value in login.items() if value is None]:
+        if properties.get(name, {}).get("type") != "string":
+            raise BadSchemaError(f"the {LOGIN} of the schema's property {key!r} has {name!r}, which is no text of its")
 
 
 def _check_groups(keyword: str, groups: Any, properties: Mapping[str, Any]) -> None:

@@ -47,6 +47,9 @@ __all__ = ["main", "parse"]
 PATIENCE = 90.0
 """Seconds that a request may be under way: the hook connects before it has asked the databases."""
 
+_OLD = 5.0
+"""Seconds after which a login that nobody has used is made anew: the balancer may have been restarted."""
+
 _NOT_FROM_OUTSIDE = ("EFM_LB_", "PG", "PCP")
 """What variables begin with that are settings of efm-lb, of libpq and of pgpool's tools."""
 
@@ -119,16 +122,19 @@ def _answer(arguments: Arguments, ready: float) -> tuple[str, Any] | None:
     from efm_lb.dispatch import Dispatcher
     from efm_lb.handover import logins_of
 
-    # While the request is on its way the balancers are logged in to, and the adapters are imported.
-    logins = logins_of(configuration.logins, time.monotonic() + configuration.connect_timeout)
+    # While the request is on its way the balancer is logged in to, if it is clear which, and the adapters are imported.
+    began = time.monotonic()
+    is_clear = len(configuration.balancers) == 1
+    logins = logins_of(configuration.logins if is_clear else (), began + configuration.connect_timeout)
     dispatcher = Dispatcher(configuration)
-    dispatcher.connect({}, logins)
     # What is here already may have come at any time since, and its sender's clock runs.
     came = ready if _waiting().poll(0) else None
     data = _read(time.monotonic() + PATIENCE)
     if not data:
         return None
     signals.end_after(signals.hangs_after(configuration.deadline))
+    if time.monotonic() - began < _OLD:
+        dispatcher.connect({}, logins)
     request = read_request(data)
     deadline = (came or time.monotonic()) + request.seconds
     _match(request, configuration)
