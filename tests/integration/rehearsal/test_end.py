@@ -44,12 +44,14 @@ def test_nothing_is_left_of_an_interrupted_switchover(number: signal.Signals) ->
         try:
             assert rehearsal.stdout
             assert next(line for line in rehearsal.stdout if "hook: detach" in line)
+            rehearsal.send_signal(signal.SIGSTOP)  # or it would go on, and clients would be let go
             (keeper,) = (line for pid in tree(rehearsal.pid) if "efm_lb.rehearsal.keeper" in (line := words(pid)))
             directory = keeper[4]
             assert wait_until(lambda: any(NAME in line for line in naming(directory)), timeout=5), naming(directory)
             running = naming(directory)
             assert any("efm_lb_pgbouncer.guard" in line for line in running), running
             rehearsal.send_signal(number)
+            rehearsal.send_signal(signal.SIGCONT)
             _, errors = rehearsal.communicate(timeout=30)
         finally:
             rehearsal.kill()
