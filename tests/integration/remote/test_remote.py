@@ -28,6 +28,8 @@ from integration.remote.line import Line
 
 READY = f"echo '{documents.encoded(documents.ready_document()).decode().strip()}'"
 """What the forced command says first, as a command for a shell."""
+LOGIN = "login attempt: db=pgbouncer user=efm_lb"
+"""What PgBouncer's log says of a login to its console."""
 
 
 def fail_over(estate: Estate) -> str:
@@ -58,6 +60,17 @@ def line_of(run: Run) -> str:
 
 def journal(estate: Estate, where: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (estate.state(where) / "efm.journal").read_text().splitlines()]
+
+
+def test_the_balancer_is_logged_in_to_once_before_the_request_comes(estate: Estate) -> None:
+    assert attach_standby(estate).exit_code == 0, "its settings are compiled now"
+    before = estate.pooler.log.read_text().count(LOGIN)
+    with subprocess.Popen([*EFM_LB, "apply", f"--env-file={estate.there}"], stdin=subprocess.PIPE) as waiting:
+        assert wait_until(lambda: estate.pooler.log.read_text().count(LOGIN) == before + 1, timeout=10)
+        assert waiting.stdin
+        waiting.stdin.close()
+    assert attach_standby(estate).exit_code == 0
+    assert estate.pooler.log.read_text().count(LOGIN) == before + 2
 
 
 def test_a_promotion_moves_the_writes_and_both_hosts_have_it_in_their_journals(estate: Estate) -> None:
