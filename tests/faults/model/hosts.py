@@ -502,6 +502,7 @@ def _replace_file(path: str, expected: bytes, content: bytes) -> None:
                     node = next(node for node in _world.cluster.nodes if node.host == host)
                     _world.watch.gives_writes(balancer, _world.cluster.of(node))
     _world.files[path] = content
+    _world.watch.touched(balancer, _world.watch.teller)
     _world.watch.remembers(balancer, content)
     if isinstance(balancer, Pgbouncer):
         balancer.told_in_file = balancer.in_file(content)

@@ -305,6 +305,17 @@ def test_a_balancer_that_fails_is_left_alone_longer_each_time(watch: Watch) -> N
     assert watch(622, "xPs", "Waa").events, "and forgiven once it was right"
 
 
+def test_what_made_no_difference_holds_up_nothing_else(watch: Watch) -> None:
+    watch(0, "Pxx", "Wad")
+    for now in (100, 101, 103):
+        verdict = watch(now, "Pxx", "Wad")
+        assert events(verdict) == [(Detach, "db2")]
+        watch.restraint.sent("pool1", False, now, in_vain=verdict.events)
+    watch(104, "Pxs", "Wad")
+    back = watch(106, "Pxs", "Wad")
+    assert (events(back), waiting(back)) == ([(Attach, "db3")], ["it failed before"])
+
+
 @pytest.mark.parametrize(("databases", "is_enough"), [("-P-", False), ("-Ps", True), ("xP-", True), ("?P-", True)])
 def test_a_host_that_may_be_cut_off_changes_nothing(watch: Watch, databases: str, is_enough: bool) -> None:
     watch(0, databases, "Waa")

@@ -8,7 +8,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
 - A view that has changed since the look before is somebody's work in progress: so much time again.
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
-- A balancer that failed is left alone for a while, twice as long each time.
+- A balancer that failed is left alone for a while, twice as long each time; what only made no difference there, as to
+  take out the last one of a list that cannot be empty, holds up nothing else.
 - A host that sees less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing.
 - Writes that were moved away from a live primary, to a node that is silent here, were moved by somebody who sees more:
   unless this host sees a majority.
@@ -179,6 +180,7 @@ class Restraint:
         attached: Collection[Node] = (),
         promoted: Node | None = None,
         is_done: bool = True,
+        in_vain: Collection[Event] = (),
     ) -> None:
         """Note what came of what was sent to a balancer.
 
@@ -186,6 +188,7 @@ class Restraint:
         :param attached: the nodes that were put in
         :param promoted: the node that has the writes by now
         :param is_done: all of it was proven; else who is out may be so because of it
+        :param in_vain: what made no difference, where that is all that went wrong
         """
         memory = self._balancers.setdefault(name, Memory())
         memory.is_own_work, memory.is_unfinished = True, not is_done
@@ -195,6 +198,7 @@ class Restraint:
             memory.view = _with_writes(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
+        memory.in_vain = frozenset((type(event), event.node) for event in in_vain)
 
     def _none_at_all(self, name: str, sight: Sight, in_maintenance: Collection[str]) -> str:
         """Why nothing may be done about a balancer at all, empty when something may."""
@@ -229,7 +233,7 @@ class Restraint:
                 return f"{node.name} is down, and may only be restarted", returned
         if memory.busy_until > now:
             return "somebody else has just changed something there", memory.busy_until
-        if memory.paused_until > now:
+        if memory.paused_until > now and (not memory.in_vain or (type(event), event.node) in memory.in_vain):
             return "it failed before", memory.paused_until
         out = memory.out.get(node)
         if not isinstance(event, Detach) and out and out.role is sight.truth.role(node) and out.until > now:

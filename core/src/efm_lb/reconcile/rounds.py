@@ -124,7 +124,8 @@ class Rounds:
             attached = [event.node for event, one in sent if isinstance(event, Attach) and one.result is Result.CHANGED]
             promoted = next((event.node for event, one in sent if isinstance(event, Promote) and _is_done(one)), None)
             made_a_difference = last.result is Result.CHANGED
-            self._restraint.sent(name, made_a_difference, time.monotonic(), attached, promoted, _is_done(last))
+            in_vain = [event for event, _ in sent] if _is_done(last) else ()
+            self._restraint.sent(name, made_a_difference, time.monotonic(), attached, promoted, _is_done(last), in_vain)
             waits += [time.monotonic() + last.again_after] if last.again_after is not None else []
             lines += [
                 f"{name}: {_words(event)}: {one.result.value}: {one.detail}"
