@@ -26,6 +26,8 @@ _FOLLOW_UP = 75.0
 """Seconds after which no follow-up is at work any more."""
 _WORK = 12.0
 """Seconds that bringing a balancer right may take after it has begun: pgpool does one thing a second, and searches."""
+_ASKED = 3.0
+"""Seconds in which a follow-up may still act on what it asked before the last fault."""
 _LONGEST_PAUSE = 60.0
 """Seconds that reconcile leaves a balancer alone that failed again and again."""
 _MARK = re.compile(
@@ -150,11 +152,14 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
         default=0.0,
     )
     began = max(efm.last_fault, min(left_alone, efm.last_fault + _LONGEST_PAUSE))
-    searches = sum(each.searches_in_vain for each in world.balancers if isinstance(each, Pgpool))
-    limit = began + rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK + searches
+    pools = [each for each in world.balancers if isinstance(each, Pgpool)]
+    patience = rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK
+    limit = began + patience + sum(each.searches_in_vain for each in pools)
     right_after = 0.0
     while simulation.now < limit:
         simulation.run(min(simulation.now + 0.5, limit))
+        if simulation.now < began + _ASKED and (searches := sum(each.searches_in_vain for each in pools)):
+            limit = max(limit, simulation.now + patience + searches)
         if _left(world, rhythm):
             right_after = simulation.now - efm.last_fault
     left = _left(world, rhythm)
