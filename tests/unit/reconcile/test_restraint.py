@@ -446,6 +446,19 @@ def test_writes_that_were_moved_to_a_silent_node_while_no_process_looked_stay_th
         assert is_promoted or waiting(verdict)[0] == "somebody has moved the writes to db2, which is silent here"
 
 
+@pytest.mark.parametrize("is_promoted", [False, True])
+def test_a_standby_that_is_out_since_the_writes_were_moved_away_and_back(is_promoted: bool) -> None:
+    """Two switchovers between two looks: db1 has the writes as before, on a newer timeline."""
+    restraint = Restraint(POLICY)
+    before, (primary, *standbys) = truth("Pss"), truth("Pss").states
+    after = Truth((primary._replace(timeline=3), *standbys)) if is_promoted else before
+    since = dict.fromkeys(NODES, -1000.0)
+    restraint.judge("pool1", Sight(before, since), view("Waa"), 0.0)
+    restraint.judge("pool1", Sight(after, since), view("Wad"), 5.0)
+    verdict = restraint.judge("pool1", Sight(after, since), view("Wad"), 10.0)
+    assert events(verdict) == ([(Attach, "db3")] if is_promoted else [])
+
+
 def test_two_hosts_that_see_different_things_do_not_undo_each_other_for_ever() -> None:
     """One cannot reach db3 and takes it out; the other can, and puts it in. Both look every five seconds."""
     sees, misses = Restraint(POLICY), Restraint(POLICY)

@@ -58,10 +58,12 @@ class Others:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
         if memory.is_unfinished:
             return
-        # A balancer that moves its writes may throw standbys out on the way. A standby that loses the writes has lost
-        # what was not its own; somebody may have meant the primary that it was. Nobody has taken out a primary that is
-        # in rotation and only has no writes: a pgpool looks for its primary in vain, or a haproxy.cfg is an old one.
-        moves = bool(writers(view)) and writers(before) != writers(view)
+        # A balancer that moves its writes may throw standbys out on the way, also when it moves them away and back. A
+        # standby that loses the writes has lost what was not its own; somebody may have meant the primary that it was.
+        # Nobody has taken out a primary that is in rotation and only has no writes: a pgpool looks for its primary in
+        # vain, or a haproxy.cfg is an old one.
+        is_back = writers(view) == [truth.primary] and _was_promoted(truth, memory.timeline)
+        moves = is_back or (bool(writers(view)) and writers(before) != writers(view))
         for seen in view.nodes:
             was, role = before.of(seen.node), truth.role(seen.node)
             taken_out = role is Role.STANDBY and not moves and was is not None and _goes_out(was, seen)
@@ -106,12 +108,15 @@ def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node
     :param timeline: the primary's before, None when it was not known; on a newer one it was promoted since
     """
     primary = truth.primary
-    if primary is None or writers(before) != [primary]:
-        return None
-    own = truth.state(primary).timeline
-    if own is not None and timeline is not None and own > timeline:
+    if primary is None or writers(before) != [primary] or _was_promoted(truth, timeline):
         return None
     return next((node for node in writers(view) if _is_hidden(truth, view, node)), None)
+
+
+def _was_promoted(truth: Truth, timeline: int | None) -> bool:
+    """Whether the primary is on a newer timeline than one was before."""
+    own = truth.state(truth.primary).timeline if truth.primary else None
+    return own is not None and timeline is not None and own > timeline
 
 
 def _is_hidden(truth: Truth, view: View, node: Node) -> bool:
