@@ -226,6 +226,14 @@ def test_a_new_process_knows_what_the_last_one_has_done_itself(watch: Watch) -> 
     assert waiting(watch(10, "Pss", "Wdd")) == ["db3 was taken out while it was up: somebody wants it so"]
 
 
+def test_a_call_that_took_out_what_the_last_process_has_put_in_counts_once(watch: Watch) -> None:
+    watch(0, "Pss", "Wad")
+    watch.restraint.sent("pool1", True, 0, [DB3])
+    watch.begins_anew(25, {DB3: -10.0})
+    watch(0, "Pss", "Wad")
+    assert [held.until for held in watch(10, "Pss", "Wad").held] == [50]
+
+
 def test_what_efm_took_out_while_no_process_looked_stays_out_until_then(watch: Watch) -> None:
     watch(0, "Pss", "Wad")
     watch.begins_anew(100, {DB3: -10.0, DB2: -80.0})

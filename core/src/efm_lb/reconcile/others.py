@@ -52,7 +52,7 @@ class Others:
         elif memory.moved_to and not _is_hidden(truth, view, memory.moved_to):
             memory.moved_to = None
         if memory.is_own_work:
-            for node in memory.put_in:
+            for node in set(memory.put_in).difference(called):
                 seen = view.of(node)
                 if seen and seen.attached is False and truth.role(node) is Role.STANDBY:
                     self._stays_out(memory, node, Role.STANDBY, now)  # taken out again before this look
