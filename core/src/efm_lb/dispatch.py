@@ -115,7 +115,9 @@ class Dispatcher:
         return tuple(sorted(balancer.name for balancer in self._balancers))
 
     def connect(self, clients: dict[str, Client], logins: Mapping[str, dict[str, Login]]) -> None:
-        """Begin to connect to the balancers on other hosts: something is about to be asked of them.
+        """Begin to connect to the balancers on other hosts, and hand the logins at those here to their adapters.
+
+        Something is about to be asked of them.
 
         :param clients: by balancer: ssh, under way to its host already; those that serve are removed
         :param logins: by balancer: what its adapter finds by `Balancer.login`

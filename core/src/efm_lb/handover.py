@@ -12,9 +12,9 @@ from efm_lb.connection import Connection, ConnectionFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Kept", "Login", "begin_in_turn", "logins_of"]
+__all__ = ["Kept", "Login", "logins_of"]
 
 
 class Login:
@@ -90,23 +90,10 @@ class Login:
             self._connection.close()
 
 
-def begin_in_turn(logins: Sequence[Login]) -> None:
-    """Log in one after the other, in one thread: what is wanted sooner keeps the other processors.
-
-    One that takes long keeps nobody waiting, for whoever wants one that is not begun makes it himself. Raises
-    RuntimeError when this user may have no more threads.
-    """
-
-    def run() -> None:
-        for login in logins:
-            login.run()
-
-    if logins:
-        start_new_thread(run, ())
-
-
 def logins_of(places: Iterable[tuple[str, str, Mapping[str, str]]], deadline: float) -> dict[str, dict[str, Login]]:
-    """Log in at balancers, as `begin_in_turn` does.
+    """Log in at balancers, one after the other in one thread: what is wanted sooner keeps the other processors.
+
+    One that takes long keeps nobody waiting, for whoever wants one that is not begun makes it himself.
 
     :param places: `efm_lb.configuration.Configuration.logins`
     :return: by balancer, and by connection string; nothing when this user may have no more threads: who wants one tries
@@ -115,8 +102,15 @@ def logins_of(places: Iterable[tuple[str, str, Mapping[str, str]]], deadline: fl
     logins: dict[str, dict[str, Login]] = {}
     for balancer, conninfo, keywords in places:
         logins.setdefault(balancer, {})[conninfo] = Login(keywords, deadline, conninfo)
+
+    def run() -> None:
+        for login in in_turn:
+            login.run()
+
+    in_turn = [login for of_one in logins.values() for login in of_one.values()]
     try:
-        begin_in_turn([login for of_one in logins.values() for login in of_one.values()])
+        if in_turn:
+            start_new_thread(run, ())
     except RuntimeError:
         return {}
     return logins

@@ -62,10 +62,12 @@ class HeadStart:
         self.balancers = logins_of(plan["logins"], deadline)
 
     def drop(self) -> None:
-        """Close the logins at the databases: what they would say may be out of date."""
-        for login in self.logins.values():
+        """Close the logins: what they would say may be out of date."""
+        at_balancers = [login for logins in self.balancers.values() for login in logins.values()]
+        for login in [*self.logins.values(), *at_balancers]:
             login.drop()
         self.logins.clear()
+        self.balancers.clear()
 
 
 def _clients(plan: Mapping[str, Any]) -> dict[str, Client]:

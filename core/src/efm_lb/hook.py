@@ -64,7 +64,7 @@ class _Cluster:
     Not a named tuple: to make that class takes as long as a question to a database.
 
     :ivar clients: by balancer: ssh, under way to the balancer's host; whoever takes one removes it
-    :ivar logins: by balancer and connection string: those under way
+    :ivar logins: by balancer and connection string: those under way; none after `Probe.start_over`
     """
 
     def __init__(self, configuration: Configuration, state: State, begun: HeadStart | None) -> None:
@@ -73,14 +73,6 @@ class _Cluster:
         self.probe = Probe(configuration.probe, configuration.connect_timeout, begun)
         self.clients: dict[str, Client] = begun.clients if begun else {}
         self.logins: dict[str, dict[str, Login]] = begun.balancers if begun else {}
-
-    def start_over(self) -> None:
-        """Use no login that is under way: what it would say may be out of date."""
-        self.probe.start_over()
-        for logins in self.logins.values():
-            for login in logins.values():
-                login.drop()
-        self.logins = {}
 
     def dispatcher(self, call: str = "") -> Dispatcher:
         """One that begins to import the adapters, and is not connected yet."""
@@ -217,7 +209,7 @@ def _record(arguments: Arguments, cluster: _Cluster, patience: float) -> Report:
     turn = _Turn(configuration, notes, call.origin)
     try:
         if not turn.take():
-            cluster.start_over()
+            cluster.probe.start_over()
         overtaken = _overtaken(call, state)
         if overtaken:
             journal.record("decision", **journals.decided(overtaken, None))
