@@ -77,9 +77,9 @@ def view_of(
         writes = any(server.ready and server.weight for name in setup.write for server in found.get(name, ()))
         readers = [server for name in setup.read for server in found.get(name, ())]
         serves = any(server.ready for server in readers) if readers else None
-        beside = _beside(node, nodes, setup, proxies)
+        beside = _beside(node, nodes, setup, proxies) if writes else ()
         attached = not (readers and (unserved or beside)) if writes else serves
-        stands_in = [other for other in beside if other] if writes and not unserved and None not in beside else []
+        stands_in = [other for other in beside if other] if not unserved and None not in beside else []
         detail = ", ".join(
             f"{server.path} {server.state}{' (weight 0)' * (not server.weight)}"
             f"{' (CONFIG says otherwise)' * ((name, node) in otherwise)}"

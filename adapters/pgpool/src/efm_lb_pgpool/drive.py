@@ -111,8 +111,7 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
             if memory is None:
                 step, memory = _first_step(event, members, nodes.backends, session)
             else:
-                memory = observed(memory._replace(quiet=monotonic() - sent_at), nodes.backends)
-                step = next_step(event, nodes.backends, memory)
+                step, memory = _looked(event, nodes.backends, memory, sent_at)
             while isinstance(step, Command):
                 try:
                     _send(step, session, nodes.since_4_3)
@@ -139,6 +138,15 @@ def _run(event: Event, members: Members, limit: float) -> _Halt:
                 step = step if isinstance(step, Wait) else Wait(f"{step} is not proven")
 
 
+def _looked(event: Event, backends: tuple[Backend, ...], memory: Memory, sent_at: float) -> tuple[Step, Memory]:
+    """The next step after a look.
+
+    :param sent_at: when the last command was sent, by ``time.monotonic()``
+    """
+    memory = observed(memory._replace(quiet=monotonic() - sent_at), backends)
+    return next_step(event, backends, memory), memory
+
+
 def _effect(event: Event, session: Session, since_4_3: bool, memory: Memory, limit: float) -> tuple[Step, Memory]:
     """The next step when the command that was just sent shows at once; else to wait for it."""
     sent_at = monotonic()
@@ -149,9 +157,7 @@ def _effect(event: Event, session: Session, since_4_3: bool, memory: Memory, lim
                 break
             sleep(pause)
             session.deadline = min(limit, monotonic() + _AT_ONCE)
-            backends = session.nodes(since_4_3).backends
-            memory = observed(memory._replace(quiet=monotonic() - sent_at), backends)
-            step = next_step(event, backends, memory)
+            step, memory = _looked(event, session.nodes(since_4_3).backends, memory, sent_at)
             if memory.pending is None:
                 break
     except TemporaryError:
