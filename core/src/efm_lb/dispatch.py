@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from efm_lb.background import Background
 from efm_lb.balancers import Balancer
 from efm_lb.configuration import AdapterSource, Configuration
 from efm_lb.errors import lack
@@ -45,9 +45,8 @@ class _Adapter:
         self.source = source
         self._hooks: Any = None
         self._failure: TemporaryError | PermanentError | None = None
-        self._thread = threading.Thread(target=self._load, name=source.name, daemon=True)
         try:
-            self._thread.start()
+            self._loading = Background(self._load)
         except RuntimeError as error:  # no more threads for this user
             self._failure = TemporaryError(f"{self} was not imported: {error}")
 
@@ -73,7 +72,7 @@ class _Adapter:
         :raises TemporaryError: it is not imported by the deadline
         """
         if not self._failure:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+            self._loading.wait(deadline)
         if self._failure:
             raise self._failure
         if self._hooks is None:
@@ -97,7 +96,7 @@ class Dispatcher:
 
     def __init__(self, configuration: Configuration, call: str = "") -> None:
         self._balancers = configuration.balancers
-        self._running: dict[str, threading.Thread] = {}
+        self._running: dict[str, Background] = {}
         here = {balancer.adapter for balancer in self._balancers if not balancer.host_ssh}
         adapters = {source.name: _Adapter(source) for source in configuration.adapters if source.name in here}
         self._ways: dict[str, _Adapter | Remote] = {
@@ -221,7 +220,7 @@ class Dispatcher:
         """What has come after ``every`` so many seconds, until all have answered or are late."""
         started = time.monotonic()
         answers: dict[str, tuple[Answer, float]] = {}
-        threads = []
+        begun = []
 
         def run(balancer: Balancer) -> None:
             given = {**arguments, "deadline": deadline, "balancer": balancer}
@@ -229,22 +228,21 @@ class Dispatcher:
             answers[balancer.name] = answer, time.monotonic() - started
 
         for balancer in self._balancers:
-            if (last := self._running.get(balancer.name)) and last.is_alive():
+            if (last := self._running.get(balancer.name)) and last.is_running:
                 continue  # its adapter hangs: one thread for it is enough
-            thread = threading.Thread(target=run, args=(balancer,), name=balancer.name, daemon=True)
             try:
-                thread.start()
+                running = Background(run, balancer)
             except RuntimeError as error:  # no more threads for this user
                 answers[balancer.name] = self._not_called(balancer, error), time.monotonic() - started
                 continue
-            self._running[balancer.name] = thread
-            threads.append(thread)
+            self._running[balancer.name] = running
+            begun.append(running)
         missing = {balancer.name: balancer for balancer in self._balancers}
         while missing:
             until = min(deadline, time.monotonic() + every)
-            for thread in threads:
-                thread.join(max(0.0, until - time.monotonic()))
-            is_over = until == deadline or not any(thread.is_alive() for thread in threads)
+            for running in begun:
+                running.wait(until)
+            is_over = until == deadline or not any(running.is_running for running in begun)
             come = {name: answers[name] for name in missing if name in answers}
             if is_over:
                 seconds = time.monotonic() - started

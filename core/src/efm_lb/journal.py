@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 import time
 import zlib
 
@@ -16,6 +15,7 @@ from _json import encode_basestring_ascii as _quoted
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from efm_lb.background import Background
 from efm_lb.state import hand_over
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ class Journal:
     def __init__(self, path: str, call: str) -> None:
         self._path = path
         self._call = call
-        self._last: threading.Thread | None = None
+        self._last: Background | None = None
         self._failure = ""
 
     @property
     def failure(self) -> str:
         """What a person must know, in words; empty when nothing."""
-        if self._last and self._last.is_alive():
+        if self._last and self._last.is_running:
             return self._failure or f"not journalled: {self._path}: the disk has not taken it in time"
         return self._failure
 
@@ -82,22 +82,19 @@ class Journal:
         body = _encoded({"at": stamp, "call": self._call, "pid": os.getpid(), "record": what, **fields})[:-1].encode()
         line = body + b', "crc": "%08x"}\n' % zlib.crc32(body)
         given = (line, what != "decision", self._last)
-        thread = threading.Thread(target=self._write, args=given, name="journal", daemon=True)
         try:
-            thread.start()
+            self._last = Background(self._write, *given)
         except RuntimeError:  # no more threads for this user
             self._write(*given)
-        else:
-            self._last = thread
 
     def settle(self, patience: float) -> None:
         """Wait until all records are where they belong, for ``patience`` seconds at most."""
         if self._last:
-            self._last.join(patience)
+            self._last.wait(time.monotonic() + patience)
 
-    def _write(self, line: bytes, durable: bool, before: threading.Thread | None) -> None:
+    def _write(self, line: bytes, durable: bool, before: Background | None) -> None:
         if before:
-            before.join()
+            before.wait()
         try:
             self._append(line, durable)
         except OSError as error:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from efm_lb.background import Background
 from efm_lb.connection import Connection, ConnectionFailed, StatementFailed, library
 from efm_lb.errors import lack
 from efm_lb.truth import Node, NodeState, Reach, Role, Truth
@@ -108,7 +109,7 @@ class Probe:
         answers = Answers({node: self._deadline(node, min(self.timeout, timeout or self.timeout)) for node in nodes})
         for node in answers.nodes:
             try:
-                threading.Thread(target=self._answer, args=(node, answers), daemon=True).start()
+                Background(self._answer, node, answers)
             except RuntimeError as error:  # no more threads for this user
                 answers.add(unasked(node, error))
         return answers

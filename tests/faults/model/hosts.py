@@ -64,7 +64,7 @@ from faults.model.haproxy import WRITE, Haproxy
 from faults.model.pgbouncer import Pgbouncer
 from faults.model.pgpool import Pgpool
 from faults.model.right import FENCED, Watch
-from faults.model.simulation import Signal, Simulation, Task, Thread, Violation
+from faults.model.simulation import Signal, SimulatedBackground, Simulation, Task, Violation
 
 __all__ = ["Host", "World", "installed"]
 
@@ -403,10 +403,6 @@ class _Time:
         _world.simulation.sleep(seconds)
 
 
-class _Threading:
-    Thread = Thread
-
-
 class _Os:
     """The module `os`, as far as the lock is closed with it."""
 
@@ -704,7 +700,7 @@ def use(world: World) -> None:
     """Make a world the one that efm-lb's code is in."""
     global _world
     _world = world
-    Thread.simulation = world.simulation
+    SimulatedBackground.simulation = world.simulation
 
 
 @contextlib.contextmanager
@@ -730,7 +726,7 @@ def installed() -> Iterator[None]:
             for name, value in (("monotonic", time.monotonic), ("sleep", time.sleep))
             if hasattr(module, name)
         ],
-        (dispatch, "threading", _Threading),
+        (dispatch, "Background", SimulatedBackground),
         (hook, "os", _Os),
         (rounds, "os", _Os),
         (hook, "settings_of", _settings_of),

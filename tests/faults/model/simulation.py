@@ -9,7 +9,7 @@ from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-__all__ = ["Signal", "Simulation", "Task", "Thread", "Violation"]
+__all__ = ["Signal", "SimulatedBackground", "Simulation", "Task", "Violation"]
 
 
 class Violation(Exception):
@@ -176,35 +176,22 @@ class Simulation:
         heapq.heappush(self._due, (at, self.random.random(), self._number, task, task.wake))
 
 
-class Thread:
-    """`threading.Thread` on simulated time. Set `simulation` first."""
+class SimulatedBackground:
+    """`efm_lb.background.Background` on simulated time. Set `simulation` first."""
 
     simulation: Simulation
 
-    def __init__(
-        self,
-        target: Callable[..., object],
-        args: tuple[object, ...] = (),
-        name: str = "",
-        daemon: bool = True,
-    ) -> None:
-        self._work = lambda: target(*args)
-        self._name = name
-        self._task: Task | None = None
-
-    def start(self) -> None:
-        simulation = self.simulation
-        mother = simulation.current
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        mother = self.simulation.current
         assert mother
-        name = f"{mother.process.name}/{self._name}"
-        self._task = simulation.spawn(self._work, name, process=mother.process)
+        name = "/".join([mother.process.name, *(each.name for each in arguments if hasattr(each, "name"))])
+        self._task = self.simulation.spawn(lambda: function(*arguments), name, process=mother.process)
         self._task.event = mother.event
 
-    def join(self, timeout: float = float("inf")) -> None:
-        assert self._task
-        until = self.simulation.now + timeout
+    def wait(self, until: float = float("inf")) -> None:
         while not self._task.done and self.simulation.now < until:
             self.simulation.wait(until, self._task.ended)
 
-    def is_alive(self) -> bool:
-        return self._task is not None and not self._task.done
+    @property
+    def is_running(self) -> bool:
+        return not self._task.done

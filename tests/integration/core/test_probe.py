@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from efm_lb import Connection, ConnectionFailed, Node, NodeState, Reach, Role, Truth
+from efm_lb import Connection, ConnectionFailed, Node, NodeState, Reach, Role, Truth, probe
+from efm_lb.background import Background
 from efm_lb.probe import Probe
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import PROBE_PASSWORD, PROBE_USER, Cluster, Server
@@ -68,16 +69,14 @@ def test_a_process_without_file_descriptors_holds_no_node_for_dead(cluster: Clus
 
 
 def test_a_process_without_threads_holds_no_node_for_dead(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-    started: list[threading.Thread] = []
+    started: list[Background] = []
 
-    def limited(thread: threading.Thread) -> None:
+    def limited(function: Callable[..., object], *arguments: object) -> None:
         if started:
             raise RuntimeError("can't start new thread")
-        started.append(thread)
-        start(thread)
+        started.append(Background(function, *arguments))
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(probe, "Background", limited)
     truth, _ = ask(cluster)
     assert [state.reach for state in truth.states] == [Reach.ACCEPTING, Reach.DENIED, Reach.DENIED]
     assert truth.states[1].detail == "RuntimeError: can't start new thread"

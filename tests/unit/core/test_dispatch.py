@@ -29,8 +29,11 @@ from efm_lb import (
     TemporaryError,
     Truth,
     View,
+    background,
+    dispatch,
     hookimpl,
 )
+from efm_lb.background import Background
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.dispatch import Dispatcher
 
@@ -137,16 +140,14 @@ def test_all_balancers_run_at_once_and_one_that_hangs_is_left_behind(configure: 
 def test_a_balancer_for_which_there_is_no_thread_left_costs_the_others_nothing(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, imported: bool
 ) -> None:
-    start = threading.Thread.start
-
-    def limited(thread: threading.Thread) -> None:
-        if thread.name == "none":
+    def limited(function: Callable[..., object], *arguments: object) -> Background:
+        if any(isinstance(each, Balancer) and each.name == "none" for each in arguments):
             raise RuntimeError("can't start new thread")
-        start(thread)
+        return Background(function, *arguments)
 
     configuration = configure(none=lambda event: Outcome.changed("done"), ok=lambda event: Outcome.changed("done"))
     dispatcher = Dispatcher(configuration) if imported else None
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(dispatch, "Background", limited)
     none, ok = (dispatcher or Dispatcher(configuration)).send(EVENT, soon(5))
     assert none.result is Result.TEMPORARY
     assert none.detail == "adapter none (dist-none 1.2) was not called: can't start new thread"
@@ -156,11 +157,11 @@ def test_a_balancer_for_which_there_is_no_thread_left_costs_the_others_nothing(
 def test_an_adapter_for_whose_import_there_is_no_thread_left(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(thread: threading.Thread) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
+        patch.setattr(background, "start_new_thread", fail)
         dispatcher = Dispatcher(configure(one=lambda event: Outcome.changed("done")))
     (outcome,) = dispatcher.send(EVENT, soon(5))
     assert outcome.result is Result.TEMPORARY

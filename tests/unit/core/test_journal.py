@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb import history
+from efm_lb import background, history
 from efm_lb.journal import HARD_LIMIT, LIMIT, LONGEST, Journal, Value, _encoded
 
 values = st.recursive(
@@ -250,11 +250,11 @@ def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
 def test_where_no_thread_can_be_started_it_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     path = tmp_path / "efm.journal"
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(background, "start_new_thread", refuse)
     journal = Journal(str(path), "c1")
     for what in ("call", "outcome"):
         journal.record(what)
