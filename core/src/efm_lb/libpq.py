@@ -3,7 +3,7 @@
 libpq brings every authentication method, TLS mode and password-file rule that
 PostgreSQL users expect, and loading it costs a tenth of what a Python driver's
 import does. The functions and constants are those of the manual's chapter "libpq";
-all of them release the interpreter lock while they run.
+those that may wait release the interpreter lock while they run.
 """
 
 from __future__ import annotations
@@ -49,23 +49,28 @@ VERBOSE = 2
 # Where PostgreSQL's and EDB's packages put it when the dynamic linker does not know it.
 _PACKAGE_ROOTS = ("/usr/edb", "/usr/lib/postgresql", "/usr")
 
-_SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+_Signatures = tuple[tuple[str, "Any", tuple["Any", ...]], ...]
+
+_SIGNATURES: _Signatures = (
     ("PQconnectStartParams", c_void_p, (c_void_p, c_void_p, c_int)),
     ("PQconnectPoll", c_int, (c_void_p,)),
     ("PQconninfoParse", c_void_p, (c_char_p, c_void_p)),
     ("PQconninfoFree", None, (c_void_p,)),
+    ("PQsetnonblocking", c_int, (c_void_p, c_int)),
+    ("PQsendQuery", c_int, (c_void_p, c_char_p)),
+    ("PQflush", c_int, (c_void_p,)),
+    ("PQconsumeInput", c_int, (c_void_p,)),
+    ("PQgetResult", c_void_p, (c_void_p,)),
+    ("PQfinish", None, (c_void_p,)),
+)
+_IN_MEMORY: _Signatures = (
     ("PQsetErrorVerbosity", c_int, (c_void_p, c_int)),
     ("PQsetNoticeReceiver", c_void_p, (c_void_p, c_void_p, c_void_p)),
     ("PQstatus", c_int, (c_void_p,)),
     ("PQsocket", c_int, (c_void_p,)),
     ("PQerrorMessage", c_char_p, (c_void_p,)),
     ("PQconnectionNeedsPassword", c_int, (c_void_p,)),
-    ("PQsetnonblocking", c_int, (c_void_p, c_int)),
-    ("PQsendQuery", c_int, (c_void_p, c_char_p)),
-    ("PQflush", c_int, (c_void_p,)),
-    ("PQconsumeInput", c_int, (c_void_p,)),
     ("PQisBusy", c_int, (c_void_p,)),
-    ("PQgetResult", c_void_p, (c_void_p,)),
     ("PQresultStatus", c_int, (c_void_p,)),
     ("PQcmdStatus", c_char_p, (c_void_p,)),
     ("PQntuples", c_int, (c_void_p,)),
@@ -74,8 +79,9 @@ _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("PQgetisnull", c_int, (c_void_p, c_int, c_int)),
     ("PQgetvalue", c_char_p, (c_void_p, c_int, c_int)),
     ("PQclear", None, (c_void_p,)),
-    ("PQfinish", None, (c_void_p,)),
 )
+"""They read or free what libpq holds in memory. Hundreds of them read one answer, and to get the interpreter lock back
+each time takes half a millisecond while other threads compute: these keep it."""
 
 
 class LibpqNotFoundError(Exception):
@@ -91,11 +97,19 @@ def load() -> Any:
     :raises OSError: there is one, and this process lacks what it takes to load it
     """
     library = _open()
-    for name, restype, argtypes in _SIGNATURES:
+    _declare(library, _SIGNATURES)
+    keeping = ctypes.PyDLL(library._name, handle=library._handle)
+    _declare(keeping, _IN_MEMORY)
+    for name, _, _ in _IN_MEMORY:
+        setattr(library, name, getattr(keeping, name))
+    return library
+
+
+def _declare(library: ctypes.CDLL, signatures: _Signatures) -> None:
+    for name, restype, argtypes in signatures:
         function = getattr(library, name)
         function.restype = restype
         function.argtypes = argtypes
-    return library
 
 
 def conninfo_keywords(library: Any, conninfo: str) -> dict[str, str]:
