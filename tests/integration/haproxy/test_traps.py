@@ -21,7 +21,8 @@ from efm_lb.rehearsal.haproxy import READ, WRITE
 from efm_lb.rehearsal.stage import free_port
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_haproxy import adapter
-from efm_lb_haproxy.config import words
+from efm_lb_haproxy.accepted import toggled
+from efm_lb_haproxy.config import edited, server_lines, words
 from efm_lb_haproxy.reloads import is_reloading
 from efm_lb_haproxy.validate import locate
 from unit.haproxy.haproxy_model import disabled
@@ -561,3 +562,69 @@ def test_words_are_those_that_haproxy_finds(tmp_path):
             assert words(line, 0, len(line) - 1)[3].value == found, line
             compared += 1
     assert compared > 200
+
+
+# What is accepted without being asked about again
+
+
+def test_lines_that_are_accepted_in_both_forms_are_accepted_in_any_mixture(tmp_path):
+    """Whatever is written on them; each file of a few lines, because one bad line spoils a file."""
+    dice = random.Random(11)
+    options = [
+        "check",
+        "disabled",
+        "enabled",
+        "backup",
+        "inter 3s",
+        "cookie disabled",
+        "weight 0",
+        "track w/s0",
+        "'a b'",
+    ]
+    options += [
+        "on-error mark-down",
+        "maxconn 3",
+        '"check"',
+        "id 7",
+        "# by hand",
+        "ssl",
+        "init-addr none",
+        "resolvers x",
+    ]
+    head = "defaults\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten w\n bind 127.0.0.1:1\n"
+    path = tmp_path / "a.cfg"
+
+    def accepts(content):
+        path.write_bytes(content)
+        return not subprocess.run(
+            [locate(""), "-c", "-f", path], capture_output=True, timeout=20, check=False
+        ).returncode
+
+    mixed = 0
+    for _ in range(120):
+        chosen = [" ".join(dice.choices(options, k=dice.randint(0, 3))) for _ in range(3)]
+        content = (head + "".join(f" server s{i} 127.0.0.1:1 {text}\n" for i, text in enumerate(chosen))).encode()
+        if not (accepts(content) and accepts(toggled(content))):
+            continue
+        for _ in range(3):
+            wanted = {line.number: dice.random() < 0.5 for line in server_lines(content)}
+            marks = {number: None if out else dice.choice([None, 1, 4294967295]) for number, out in wanted.items()}
+            assert accepts(edited(content, wanted, marks)), content
+            mixed += 1
+    assert mixed > 60
+
+
+def test_a_failover_does_not_wait_for_what_haproxy_has_accepted(manager, haproxy, tmp_path):
+    program = tmp_path / "haproxy"
+    program.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {locate("")} "$@"\n')
+    program.chmod(0o755)
+    runs = tmp_path / "runs"
+    settings = {**manager.balancer.settings, "program": str(program)}
+    manager.balancer = manager.balancer._replace(settings=settings)
+    assert not [text for text in findings(manager) if "haproxy -c" in text]
+    assert runs.read_text() == "run\nrun\nrun\n"
+    assert manager.send(Promote, 1, truth=manager.as_if("xPs")).result is Result.CHANGED
+    assert disabled(haproxy.config, WRITE) == "n1 n3"
+    assert runs.read_text() == "run\nrun\nrun\n"
+    reloaded(haproxy)
+    assert manager.belief() == "- W r"

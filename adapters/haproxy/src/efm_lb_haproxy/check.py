@@ -15,7 +15,7 @@ from efm_lb_haproxy.runtime import Runtime
 from efm_lb_haproxy.servers import Server, node_of
 from efm_lb_haproxy.settings import Setup
 from efm_lb_haproxy.state_file import state_files
-from efm_lb_haproxy.validate import NONE, locate, validate
+from efm_lb_haproxy.validate import NONE, learn, locate, validate
 from efm_lb_haproxy.wishes import Place, Wish
 
 __all__ = [
@@ -250,7 +250,7 @@ def _of_rights(files: Files) -> Iterator[Finding]:
 
 def _of_validity(setup: Setup, runtime: Runtime, files: Files, deadline: float) -> Iterator[Finding]:
     try:
-        note = validate(setup.program, runtime, tuple(files), {}, deadline)
+        note = validate(setup.program, runtime, files, {}, deadline)
     except (TemporaryError, PermanentError) as error:
         remedy = "correct it; when only this user cannot read what it names, set PROGRAM=none"
         yield Finding(Severity.ERROR, "CONFIG", str(error), remedy)
@@ -258,6 +258,7 @@ def _of_validity(setup: Setup, runtime: Runtime, files: Files, deadline: float) 
     if note or setup.program == NONE:
         yield Finding(Severity.WARNING, "CONFIG", "changes are not validated: no haproxy program is used")
     else:
+        learn(setup.program, runtime, files, deadline)
         yield Finding(Severity.OK, "CONFIG", f"{locate(setup.program)} -c accepts it")
 
 

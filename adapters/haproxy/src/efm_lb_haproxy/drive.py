@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple
 
-from efm_lb import Event, Node, Outcome, PermanentError, TemporaryError
+from efm_lb import Attach, Event, Node, Outcome, PermanentError, TemporaryError
 from efm_lb_haproxy.reloads import is_reloading, replaced
 from efm_lb_haproxy.runtime import Interrupted, Look, Runtime, Unreachable
 from efm_lb_haproxy.servers import node_of
@@ -261,10 +261,15 @@ def _keep(
     :param written: what was written is appended to it
     """
     # Not needed where CONFIG is not set.
-    from efm_lb_haproxy.persist import keep
+    from efm_lb_haproxy.persist import keep, read
 
     try:
         keep(setup, runtime, brought.wanted, event.truth.nodes, brought.look.proxies, limit, written)
+        if written and isinstance(event, Attach):
+            # A failover is waited for, and this is none.
+            from efm_lb_haproxy.validate import learn
+
+            learn(setup.program, runtime, read(setup.config), limit)
     except (TemporaryError, PermanentError) as error:
         return error
     return None

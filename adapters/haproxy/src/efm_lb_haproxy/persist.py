@@ -110,7 +110,7 @@ def _write(
     for change in todo:
         if not change.before.endswith(b"\n"):
             raise TemporaryError(f"{change.path} has no newline at its end, so it may be cut off: not written")
-    note = validate(setup.program, runtime, tuple(files), {change.path: change.after for change in todo}, deadline)
+    note = validate(setup.program, runtime, files, {change.path: change.after for change in todo}, deadline)
     for change in todo:
         replace_file(change.path, change.before, change.after)
         written.append(f"{change} written{note}")

@@ -14,9 +14,10 @@ from select import select
 from time import monotonic
 
 from efm_lb import PermanentError, TemporaryError
+from efm_lb_haproxy.accepted import is_accepted, remember, toggled
 from efm_lb_haproxy.runtime import Runtime
 
-__all__ = ["NONE", "locate", "validate"]
+__all__ = ["NONE", "learn", "locate", "validate"]
 
 NONE = "none"
 _DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/haproxy/sbin")
@@ -42,7 +43,7 @@ def locate(program: str) -> str:
 
 
 def validate(
-    program: str, runtime: Runtime | None, paths: tuple[str, ...], contents: Mapping[str, bytes], deadline: float
+    program: str, runtime: Runtime | None, files: Mapping[str, bytes], contents: Mapping[str, bytes], deadline: float
 ) -> str:
     """Have haproxy read the configuration with ``contents`` in the place of some files.
 
@@ -50,7 +51,8 @@ def validate(
     environment is that of the running HAProxy, if it tells: its files may use variables.
 
     :param runtime: None when HAProxy does not answer
-    :param paths: all files, in order
+    :param files: the content of all, in order
+    :param contents: of those that change, as it shall be; where none does, haproxy is asked in any case
     :return: a note for the outcome: empty, or that nothing was validated
     :raises TemporaryError: it refused, took too long, or the new contents could not be laid down
     :raises PermanentError: PROGRAM cannot be started
@@ -58,6 +60,37 @@ def validate(
     path = locate(program)
     if not path:
         return "" if program == NONE else " (not validated: there is no haproxy program on this host)"
+    if contents and is_accepted(path, {**files, **contents}):
+        return ""
+    refusal = _refusal(path, files, contents, _environment(runtime, deadline), deadline)
+    if refusal:
+        raise TemporaryError(f"haproxy -c refuses the configuration, so nothing was written: {refusal}")
+    return ""
+
+
+def learn(program: str, runtime: Runtime | None, files: Mapping[str, bytes], deadline: float) -> None:
+    """Have haproxy read these files, and the same `toggled`, so that `validate` need not ask it when somebody waits.
+
+    What is wrong with them is for `validate` to find. Parameters as there.
+    """
+    path = locate(program)
+    if not path or is_accepted(path, files):
+        return
+    environment = _environment(runtime, deadline)
+    others = {original: toggled(content) for original, content in files.items()}
+    with contextlib.suppress(TemporaryError, PermanentError):
+        if not any(_refusal(path, files, contents, environment, deadline) for contents in ({}, others)):
+            remember(path, files)
+
+
+def _refusal(
+    program: str,
+    files: Mapping[str, bytes],
+    contents: Mapping[str, bytes],
+    environment: Mapping[str, str],
+    deadline: float,
+) -> str:
+    """haproxy's first complaint, empty when it accepts; raises as `validate`."""
     candidates: dict[str, str] = {}
     try:
         for original, content in contents.items():
@@ -67,22 +100,17 @@ def validate(
                 raise TemporaryError(
                     f"cannot write next to {original} to validate it: {error.strerror} (as uid {os.geteuid()})"
                 ) from None
-        names = [word for original in paths for word in ("-f", candidates.get(original, original))]
-        environment = _environment(runtime, deadline)
-        if not _run([path, "-c", "-f", _QUICK, *names], environment, deadline)[0]:
+        names = [word for original in files for word in ("-f", candidates.get(original, original))]
+        if not _run([program, "-c", "-f", _QUICK, *names], environment, deadline)[0]:
             return ""
-        code, output = _run([path, "-c", *names], environment, deadline)
-        if code:
-            for original, candidate in candidates.items():
-                output = output.replace(candidate, original)
-            raise TemporaryError(
-                f"haproxy -c refuses the configuration, so nothing was written: {_first(output, code)}"
-            )
+        code, output = _run([program, "-c", *names], environment, deadline)
+        for original, candidate in candidates.items():
+            output = output.replace(candidate, original)
+        return _first(output, code) if code else ""
     finally:
         for candidate in candidates.values():
             with contextlib.suppress(OSError):
                 os.unlink(candidate)
-    return ""
 
 
 def _lay(original: str, content: bytes) -> str:
