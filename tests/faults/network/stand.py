@@ -24,7 +24,18 @@ from efm_lb.rehearsal.waiting import wait_until
 from faults.network.hosts import Hosts
 from faults.network.namespaces import NoNamespaces
 
-__all__ = ["BALANCERS", "CONNECT_TIMEOUT", "DEADLINE", "NODES", "Roles", "Service", "Stand", "open_hosts", "open_stand"]
+__all__ = [
+    "BALANCERS",
+    "CONNECT_TIMEOUT",
+    "DEADLINE",
+    "NODES",
+    "Roles",
+    "Service",
+    "Silence",
+    "Stand",
+    "open_hosts",
+    "open_stand",
+]
 
 NODES = ("db1", "db2", "db3")
 BALANCERS = ("pool1", "edge1", "pgb1")
@@ -33,6 +44,14 @@ DEADLINE = 7
 CONNECT_TIMEOUT = 3
 """ssh has that long, too, on a machine that may be busy."""
 _ADMIN_PORT = 9999
+_PATIENCE = 20.0
+"""Seconds that pgpool has to answer the judge.
+
+Up to 4.4 a PCP connection that is left open holds it up: after a state change its main process waits for its PCP
+process, and that one for its clients. A client that has gone is noticed when TCP gets through with it: it tries after
+0.2, 0.6, 1.4, 3, 6, 13, 26 and 51 s. So no patience is enough while packets are lost. This one covers the 2 to 20 s
+that it takes in one of five plays where a quarter of the packets of efm-lb's own connections is lost.
+"""
 
 # A server that is told to stop waits for a standby that it cannot reach, and for a client that has connected meanwhile
 # and whose first packet does not come.
@@ -49,6 +68,10 @@ class Roles(NamedTuple):
     old: Server
     new: Server
     other: Server
+
+
+class Silence(OSError):
+    """A balancer does not tell anything; what it does is not known."""
 
 
 class Stand:
@@ -111,6 +134,7 @@ class Stand:
     def writers(self, name: str) -> list[Server]:
         """The nodes that a balancer sends writes to, by its own live state.
 
+        :raises Silence: pgpool does not answer
         :raises sql.SqlError: it does not tell
         :raises OSError: it does not tell
         """
@@ -133,7 +157,10 @@ class Stand:
             PCP_USER,
         ]
         environment = {**os.environ, "PCPPASSFILE": str(self.pool.pcp_passfile)}
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=False)
+        try:
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        except subprocess.TimeoutExpired:
+            raise Silence(f"pool1 does not answer pcp_node_info within {_PATIENCE:g} s") from None
         if done.returncode:
             return []
         rows = [line.split() for line in done.stdout.splitlines()]

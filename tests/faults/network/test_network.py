@@ -102,6 +102,17 @@ def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_pgpool_that_does_not_tell_the_judge(stand: Stand, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    """That is held against a call only where nothing was between it and pgpool."""
+    monkeypatch.setattr("faults.network.stand._PATIENCE", 1.0)
+    from_whom = ("observer",) if reached else ("observer", "other")
+    told = play(stand, Event.FAILOVER, "other", Between(Fault.BLACK_HOLE, "pool1", from_whom))
+    silence = "pool1 can be reached, but pool1 does not answer pcp_node_info within 1 s"
+    assert told.wrong == ((silence,) if reached else ()), str(told)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("cut_off", [(), ("edge1", "client")], ids=["alone", "with a balancer"])
 def test_an_isolated_primary_that_efm_stops(stand: Stand, cut_off: tuple[str, ...]) -> None:
     """The old primary is cut off, alone or with a balancer. EFM stops it there, and promotes another one elsewhere."""
