@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["Background"]
 
@@ -32,7 +33,7 @@ class Background:
             function(*arguments)
         finally:
             self._has_ended = True
-            self._running.release()
+            self._let_on()
 
     @property
     def is_running(self) -> bool:
@@ -44,5 +45,16 @@ class Background:
 
         :param until: for no longer, by ``time.monotonic()``
         """
-        if self._running.acquire(timeout=min(max(0.0, until - time.monotonic()), TIMEOUT_MAX)):
+        try:
+            if self._running.acquire(timeout=min(max(0.0, until - time.monotonic()), TIMEOUT_MAX)):
+                self._let_on()
+        except BaseException:
+            # A signal's handler may raise where the lock has just been taken: the next one would wait for ever.
+            if self._has_ended:
+                self._let_on()
+            raise
+
+    def _let_on(self) -> None:
+        """Let the next one on who waits; harmless when somebody else has just done that."""
+        with suppress(RuntimeError):
             self._running.release()

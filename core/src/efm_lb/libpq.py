@@ -80,8 +80,8 @@ _IN_MEMORY: _Signatures = (
     ("PQgetvalue", c_char_p, (c_void_p, c_int, c_int)),
     ("PQclear", None, (c_void_p,)),
 )
-"""They read or free what libpq holds in memory. Hundreds of them read one answer, and to get the interpreter lock back
-each time takes half a millisecond while other threads compute: these keep it."""
+"""None of them waits for anybody. Hundreds of them read one answer, and to get the interpreter lock back each time
+takes half a millisecond while other threads compute: these keep it."""
 
 
 class LibpqNotFoundError(Exception):

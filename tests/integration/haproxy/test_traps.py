@@ -21,7 +21,7 @@ from efm_lb.rehearsal.haproxy import READ, WRITE
 from efm_lb.rehearsal.stage import free_port
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb_haproxy import adapter
-from efm_lb_haproxy.accepted import toggled
+from efm_lb_haproxy.accepted import forms
 from efm_lb_haproxy.config import edited, server_lines, words
 from efm_lb_haproxy.reloads import is_reloading
 from efm_lb_haproxy.validate import locate
@@ -604,11 +604,11 @@ def test_lines_that_are_accepted_in_both_forms_are_accepted_in_any_mixture(tmp_p
     for _ in range(120):
         chosen = [" ".join(dice.choices(options, k=dice.randint(0, 3))) for _ in range(3)]
         content = (head + "".join(f" server s{i} 127.0.0.1:1 {text}\n" for i, text in enumerate(chosen))).encode()
-        if not (accepts(content) and accepts(toggled(content))):
+        if not all(accepts(form["a"]) for form in forms({"a": content})):
             continue
         for _ in range(3):
             wanted = {line.number: dice.random() < 0.5 for line in server_lines(content)}
-            marks = {number: None if out else dice.choice([None, 1, 4294967295]) for number, out in wanted.items()}
+            marks = {number: dice.choice([None, 1, 4294967295]) for number in wanted}
             assert accepts(edited(content, wanted, marks)), content
             mixed += 1
     assert mixed > 60

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from efm_lb.background import Background
 
 
@@ -49,5 +51,32 @@ def test_one_that_raises_has_ended_too() -> None:
         raise SystemExit
 
     running = Background(leave)
-    running.wait()
+    running.wait(time.monotonic() + 10)
     assert not running.is_running
+
+
+def test_a_wait_that_a_signal_breaks_off_lets_the_next_one_through() -> None:
+    running = Background(int)
+    running.wait()
+
+    class Taken:
+        """The lock, and a signal's handler that raises when it has just been taken."""
+
+        def __init__(self) -> None:
+            self._lock = running._running
+
+        def acquire(self, timeout: float) -> bool:
+            assert self._lock.acquire(timeout=timeout)
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            self._lock.release()
+
+    lock, running._running = running._running, Taken()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        running.wait()
+    running._running = lock
+    began = time.monotonic()
+    running.wait(began + 10)
+    assert time.monotonic() - began < 5
+    assert not lock.locked()

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 
 from efm_lb import Attach, Detach, Promote, TemporaryError
 from efm_lb_haproxy import adapter, validate
-from efm_lb_haproxy.accepted import is_accepted, remember, toggled
+from efm_lb_haproxy.accepted import forms, is_accepted, remember
 from efm_lb_haproxy.check import check
-from efm_lb_haproxy.config import edited, server_lines
+from efm_lb_haproxy.config import edited, lines, server_lines
 from efm_lb_haproxy.settings import setup_of
 from unit.haproxy.haproxy_model import CONFIG, NODES, FakeHaproxy, Model, balancer, disabled, truth
 from unit.haproxy.test_config import FILE
@@ -96,7 +96,7 @@ def test_a_line_that_is_right_in_one_form_alone_is_asked_about_each_time(send, c
         f'#!/bin/sh\necho run >> {tmp_path}/runs\nfor file; do :; done\n! grep -qE "check new( *#|$)" "$file"\n'
     )
     config.write_text(config.read_text() + "    server x 10.9.9.9:1 check new disabled\n")
-    assert send(ATTACH) == 4, "what is refused is asked about without our own lines as well"
+    assert send(ATTACH) == 3, "what is refused is asked about without our own lines as well"
     assert send(DETACH) == 1
     assert not (tmp_path / ".haproxy.cfg.accepted").exists()
 
@@ -124,18 +124,67 @@ def test_a_check_asks_in_any_case_and_spares_the_failover(send, haproxy, config,
     assert not told()[0]
 
 
-def test_it_is_told_to_others_without_a_change_of_owner(config, program, tmp_path):
-    """EFM's user reads what root's check has found, and replaces it where it can write the directory."""
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_it_is_for_those_who_may_read_the_configuration(config, program, tmp_path, mode):
+    """A checksum of all lets one try what a short secret may be."""
+    config.chmod(mode)
+    remember(program, {str(config): config.read_bytes()})
+    assert (tmp_path / ".haproxy.cfg.accepted").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_it_belongs_to_the_configurations_owner(config, program, tmp_path):
+    os.chown(config, 1, 1)
+    remember(program, {str(config): config.read_bytes()})
+    assert (tmp_path / ".haproxy.cfg.accepted").stat().st_uid == 1
+
+
+def test_what_a_link_leads_to_is_left_alone(config, program, tmp_path):
     files = {str(config): config.read_bytes()}
-    remember(program, files)
-    path = tmp_path / ".haproxy.cfg.accepted"
-    assert path.stat().st_mode & 0o777 == 0o644 & ~_umask()
-    path.unlink()
-    path.symlink_to(config)
+    (tmp_path / ".haproxy.cfg.accepted").symlink_to(config)
     assert not is_accepted(program, files)
     remember(program, files)
     assert is_accepted(program, files)
-    assert config.read_bytes() == files[str(config)], "what a link leads to is not written"
+    assert config.read_bytes() == files[str(config)]
+
+
+def test_lines_that_haproxy_may_pass_over_are_asked_about(send, config):
+    config.write_text(config.read_text() + ".if defined(A)\n    server x 10.9.9.9:1\n.endif\n")
+    assert [send(ATTACH), send(DETACH), send(ATTACH)] == [1, 1, 1]
+
+
+def test_learning_takes_no_more_than_its_share(haproxy, config, program, tmp_path, monkeypatch):
+    (tmp_path / "haproxy").write_text("#!/bin/sh\nexec sleep 60\n")
+    files = {str(config): config.read_bytes()}
+    began = time.monotonic()
+    validate.learn(program, None, files, began + 0.4)
+    assert time.monotonic() - began < 0.39
+    monkeypatch.setattr(validate, "_LEARNING", 0.1)
+    began = time.monotonic()
+    validate.learn(program, None, files, began + 60)
+    assert time.monotonic() - began < 10
+    assert sorted(os.listdir(tmp_path)) == ["haproxy", "haproxy.cfg"]
+
+
+def test_what_cannot_be_learnt_is_no_failure(haproxy, config, program, monkeypatch):
+    """The change is made and kept by then."""
+
+    def fail(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", fail)
+    validate.learn(program, None, {str(config): config.read_bytes()}, time.monotonic() + 5)
+
+
+def test_several_files_are_accepted_together(program, tmp_path):
+    files = {str(tmp_path / name): b"backend r\n server a 10.0.0.1:1\n" for name in ("a.cfg", "b.cfg")}
+    for path, content in files.items():
+        with open(path, "wb") as file:
+            file.write(content)
+    validate.learn(program, None, files, time.monotonic() + 5)
+    assert is_accepted(program, files)
+    assert not is_accepted(program, dict(reversed(files.items())))
+    assert not is_accepted(program, {**files, str(tmp_path / "b.cfg"): b"backend s\n server a 10.0.0.1:1\n"})
 
 
 def test_where_it_cannot_be_remembered_it_is_asked_again(tmp_path, program):
@@ -152,30 +201,33 @@ def test_without_a_program_nothing_is_learnt(haproxy, config, tmp_path):
 
 @given(FILE)
 @settings(deadline=None)
-def test_every_line_takes_its_other_form(content):
-    """Each one that our words can be put on, and taken from."""
-    lines, others = server_lines(content), server_lines(toggled(content))
-    assert len(lines) == len(others)
-    for line, other in zip(lines, others, strict=True):
-        possible = server_lines(edited(content, {line.number: not line.disabled}))[lines.index(line)]
-        assert other.disabled == possible.disabled
+def test_whatever_an_edit_makes_of_a_line_is_one_of_its_forms(content):
+    """But for the place of a word that is there already, and marks, which are no words."""
+    found = forms({"a": content})
+    if not found:
+        assert b".if" in content
+        return
+    both = [words_of(form["a"]) for form in found]
+    numbers = [line.number for line in server_lines(content)]
+    for out in (False, True):
+        made = words_of(edited(content, dict.fromkeys(numbers, out)))
+        for number in numbers:
+            assert made[number] in [form[number] for form in both]
 
 
 @given(FILE)
 @settings(deadline=None)
 def test_our_words_make_no_difference_and_other_ones_do(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("files") / "a.cfg"
+    path.write_bytes(content)
     files = {str(path): content}
     remember("/bin/sh", files)
-    lines = server_lines(content)
-    ours = edited(content, {line.number: True for line in lines}, {line.number: 7 for line in lines})
+    numbers = [line.number for line in server_lines(content)]
+    ours = edited(content, dict.fromkeys(numbers, True), dict.fromkeys(numbers, 7))
     assert is_accepted("/bin/sh", {str(path): ours})
-    assert is_accepted("/bin/sh", {str(path): toggled(content)})
     assert not is_accepted("/bin/sh", {str(path): content + b"x"})
     assert not is_accepted("/bin/sh", {**files, str(path) + "2": b""})
 
 
-def _umask():
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def words_of(content):
+    return {line.number: set(line.values) for line in lines(content)}

@@ -2,7 +2,11 @@
 
 It takes 6 to 90 ms, mostly to load its libraries. haproxy reads each ``server`` line by itself. So when it has accepted
 every one of them with our words (``disabled``, the mark of a timeline) and without, it accepts any mixture of them.
+Except in a conditional block (``.if``), whose lines it passes over while the condition is not met: with one of these,
+it is asked each time.
+
 The file beside the configuration that remembers it may be lost, torn or written by two at once: then it is asked again.
+So it is where balancers share a first file, and not all of CONFIG and PROGRAM.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ from zlib import crc32
 
 from efm_lb_haproxy.config import edited, server_lines
 
-__all__ = ["is_accepted", "remember", "toggled"]
+__all__ = ["forms", "is_accepted", "remember"]
 
+_CONDITION = b".if"
 _MOST_READ = 200
 """Bytes; what is remembered is shorter."""
 _LONGEST_MARK = 2**32 - 1
-"""The timeline whose mark takes most room: haproxy cuts off long lines."""
+"""The timeline whose mark takes most room."""
 
 
 def is_accepted(program: str, files: Mapping[str, bytes]) -> bool:
@@ -40,33 +45,39 @@ def is_accepted(program: str, files: Mapping[str, bytes]) -> bool:
         return False
 
 
+def forms(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], ...]:
+    """The files without the word ``disabled`` on any ``server`` line, and with it on all; each line with a mark.
+
+    Where that word cannot be put in, an edit does not put it in either.
+
+    :return: nothing where they would not tell all
+    """
+    if not files or any(_CONDITION in content for content in files.values()):
+        return ()
+    return tuple({path: _form(content, out) for path, content in files.items()} for out in (False, True))
+
+
 def remember(program: str, files: Mapping[str, bytes]) -> None:
-    """Remember that it has accepted them, and the same `toggled`. Where that cannot be written, it is asked again."""
+    """Remember that it has accepted all `forms` of them. Where that cannot be written, it is asked again.
+
+    Readable for those who may read the configuration: it holds a checksum of the secrets that may be in there.
+    """
     path = _beside(files)
     try:
         verdict = _verdict(program, files)
+        alike = os.stat(next(iter(files)))
         with contextlib.suppress(FileNotFoundError):  # somebody else's, perhaps, which could not be written
             os.unlink(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, alike.st_uid, alike.st_gid)
+                os.fchmod(descriptor, alike.st_mode & 0o666)
             os.write(descriptor, verdict)
         finally:
             os.close(descriptor)
     except OSError:
         return
-
-
-def toggled(content: bytes) -> bytes:
-    """The content with all ``server`` lines in the other form: those without our words with them, and the reverse.
-
-    Those that come up have the longest of all marks. Where a word cannot be put in, none will be.
-    """
-    lines = server_lines(content)
-    return edited(
-        content,
-        {line.number: not line.disabled for line in lines},
-        {line.number: _LONGEST_MARK for line in lines},
-    )
 
 
 def _beside(files: Mapping[str, bytes]) -> str:
@@ -81,16 +92,16 @@ def _verdict(program: str, files: Mapping[str, bytes]) -> bytes:
     :raises OSError: there is no such program
     """
     status = os.stat(program)
-    sum_ = length = 0
+    checksum = length = 0
     for path, content in files.items():
         bare = _without_our_words(content)
-        sum_ = crc32(b"%s\0%d\0%s" % (os.fsencode(path), len(bare), bare), sum_)
+        checksum = crc32(b"%s\0%d\0%s" % (os.fsencode(path), len(bare), bare), checksum)
         length += len(bare)
     return b"haproxy %d %d %d, configuration %08x %d\n" % (
         status.st_ino,
         status.st_size,
         status.st_mtime_ns,
-        sum_,
+        checksum,
         length,
     )
 
@@ -98,3 +109,9 @@ def _verdict(program: str, files: Mapping[str, bytes]) -> bytes:
 def _without_our_words(content: bytes) -> bytes:
     numbers = [line.number for line in server_lines(content)]
     return edited(content, dict.fromkeys(numbers, False), dict.fromkeys(numbers))
+
+
+def _form(content: bytes, out: bool) -> bytes:
+    bare = _without_our_words(content)
+    numbers = [line.number for line in server_lines(bare)]
+    return edited(bare, dict.fromkeys(numbers, out), dict.fromkeys(numbers, _LONGEST_MARK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,6 +84,8 @@ def drive(event: Event, setup: Setup, deadline: float) -> Outcome:
             brought = _bring(event, setup, runtime, limit)
         except (TemporaryError, PermanentError) as error:
             raise type(error)("; ".join([*map(str, did), *written, f"but then {error}"])) from None
+    if written and setup.config and isinstance(event, Attach):
+        _learn(setup, runtime, limit)
     return _outcome(setup, brought, did, written, problem, left, list(ended.open) if ended else [])
 
 
@@ -261,18 +264,22 @@ def _keep(
     :param written: what was written is appended to it
     """
     # Not needed where CONFIG is not set.
-    from efm_lb_haproxy.persist import keep, read
+    from efm_lb_haproxy.persist import keep
 
     try:
         keep(setup, runtime, brought.wanted, event.truth.nodes, brought.look.proxies, limit, written)
-        if written and isinstance(event, Attach):
-            # A failover is waited for, and this is none.
-            from efm_lb_haproxy.validate import learn
-
-            learn(setup.program, runtime, read(setup.config), limit)
     except (TemporaryError, PermanentError) as error:
         return error
     return None
+
+
+def _learn(setup: Setup, runtime: Runtime, limit: float) -> None:
+    """Spare the next failover what nobody waits for now."""
+    from efm_lb_haproxy.persist import read
+    from efm_lb_haproxy.validate import learn
+
+    with suppress(TemporaryError, PermanentError):  # the files are gone since: the next event tells
+        learn(setup.program, runtime, read(setup.config), limit)
 
 
 def _is_replaced(setup: Setup, runtime: Runtime, look: Look, changed: bool, limit: float) -> bool:

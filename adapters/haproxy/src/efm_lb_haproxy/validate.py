@@ -14,7 +14,7 @@ from select import select
 from time import monotonic
 
 from efm_lb import PermanentError, TemporaryError
-from efm_lb_haproxy.accepted import is_accepted, remember, toggled
+from efm_lb_haproxy.accepted import forms, is_accepted, remember
 from efm_lb_haproxy.runtime import Runtime
 
 __all__ = ["NONE", "learn", "locate", "validate"]
@@ -23,6 +23,7 @@ NONE = "none"
 _DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/haproxy/sbin")
 _LONGEST = 5.0
 """Seconds; measured with 2.6: 0.09 for a small file."""
+_LEARNING = 1.0
 _MAX_OUTPUT = 65536
 _QUICK = os.path.join(os.path.dirname(__file__), "quick.cfg")
 """Read before the others; a haproxy that does not understand it is asked again without."""
@@ -69,17 +70,20 @@ def validate(
 
 
 def learn(program: str, runtime: Runtime | None, files: Mapping[str, bytes], deadline: float) -> None:
-    """Have haproxy read these files, and the same `toggled`, so that `validate` need not ask it when somebody waits.
+    """Have haproxy read the `forms` of these files, so that `validate` need not ask it when somebody waits.
 
-    What is wrong with them is for `validate` to find. Parameters as there.
+    For a second at most, and half of the time that there is. What is wrong is for `validate` to find. Parameters as
+    there.
     """
     path = locate(program)
-    if not path or is_accepted(path, files):
+    wanted = forms(files)
+    if not path or not wanted or is_accepted(path, files):
         return
-    environment = _environment(runtime, deadline)
-    others = {original: toggled(content) for original, content in files.items()}
-    with contextlib.suppress(TemporaryError, PermanentError):
-        if not any(_refusal(path, files, contents, environment, deadline) for contents in ({}, others)):
+    now = monotonic()
+    limit = min(now + _LEARNING, (now + deadline) / 2)
+    with contextlib.suppress(TemporaryError, PermanentError, OSError):
+        environment = _environment(runtime, limit)
+        if not any(_refusal(path, files, contents, environment, limit) for contents in wanted):
             remember(path, files)
 
 
