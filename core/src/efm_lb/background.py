@@ -14,7 +14,7 @@ class Background:
     """A function that runs in a thread of its own; nothing keeps the process alive for its sake.
 
     ``threading.Thread.start`` returns when the new thread runs. While adapters are imported, in other threads, that is
-    two waits for the interpreter's lock of half a millisecond each; for twenty balancers a fifth of a hook run.
+    two waits for the interpreter's lock, of half a millisecond each.
 
     :param function: raises nothing; what it raises all the same is printed by the interpreter
     :raises RuntimeError: this user may have no more threads; the message says so
