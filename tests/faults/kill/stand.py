@@ -54,6 +54,8 @@ _CHANGES = (
     "rename .databases.ini.PID.efm-lb",
     "rename .haproxy.cfg.PID.efm-lb",
 )
+ACCEPTED = ".accepted"
+"""How the name of the file ends that remembers what haproxy -c has accepted: it stays."""
 _TRACER = Path(__file__).with_name("tracer.py")
 
 
@@ -268,7 +270,8 @@ class Stand:
     def leftovers(self) -> list[str]:
         """Files that are there for a moment, where efm-lb writes."""
         there = [path for balancer in (self.haproxy, self.pgbouncer) for path in balancer.directory.iterdir()]
-        found = [path.name for path in there if path.name.startswith(".") and not path.name.startswith(".s.PGSQL.")]
+        hidden = [path.name for path in there if path.name.startswith(".")]
+        found = [name for name in hidden if not (name.startswith(".s.PGSQL.") or name.endswith(ACCEPTED))]
         found += [path.name for path in self.state_dir.iterdir() if path.suffix == TEMPORARY]
         return sorted(found)
 
