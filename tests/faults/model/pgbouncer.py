@@ -165,6 +165,7 @@ class Pgbouncer:
 
     def tell(self, statement: str, limit: float) -> str:
         simulation = self.simulation
+        sent_with = self.files[self.config]
         simulation.pause(0.0003, 0.003)
         if not self.up:
             raise Interrupted("broke")
@@ -174,7 +175,8 @@ class Pgbouncer:
             self.login_retry = rest.rpartition("= ")[2].strip("'")
             return "SET"
         if verb == "RELOAD":
-            if self._watch.is_told(self):
+            # Nobody can look at a file and have it loaded at once.
+            if self._watch.is_told(self) and self.files[self.config] == sent_with:
                 for name, location in self.in_file(self.files[self.config]).items():
                     if name in WRITE and location != self.told_in_file.get(name) and not self.leads(name, location):
                         for node in nodes_at(location, self.cluster.nodes):

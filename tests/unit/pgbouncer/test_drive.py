@@ -442,6 +442,19 @@ def test_writes_that_another_event_moved_meanwhile_are_not_moved_back(fake, conf
     assert config.read_text() == other
 
 
+def test_an_old_file_that_is_put_back_before_the_reload_is_not_loaded(fake, config, monkeypatch):
+    replace_file = drive.replace_file
+
+    def put_back(path, expected, content):
+        replace_file(path, expected, content)
+        config.write_text(ENTRIES)
+
+    monkeypatch.setattr(drive, "replace_file", put_back)
+    with pytest.raises(TemporaryError, match="was changed by somebody else meanwhile"):
+        send(fake, PROMOTE)
+    assert fake.sent == []
+
+
 def test_an_old_file_that_is_put_back_while_logins_come_again_is_not_loaded(fake, config):
     def put_back(fake, connection, answer):
         config.write_text(ENTRIES)

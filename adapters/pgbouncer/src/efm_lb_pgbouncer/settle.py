@@ -181,6 +181,7 @@ def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> 
     """RELOAD until SHOW DATABASES shows the file, twice at most: another reload may have been under way."""
     refusal = ""
     for pause in (RETRY_PAUSE, 0.0):
+        _demand_same_file(pooler, wanted)
         try:
             session.command("RELOAD", limit)
         except Refused as error:
@@ -189,8 +190,8 @@ def _reload(session: Session, pooler: Pooler, wanted: Targets, limit: float) -> 
         still = wrong(databases, wanted)
         if not still:
             return databases
-        _demand_same_file(pooler, wanted)
         sleep(pause)
+    _demand_same_file(pooler, wanted)
     raise PermanentError(refusal + _differs(session, pooler, wanted, databases, still[0]))
 
 
