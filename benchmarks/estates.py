@@ -101,7 +101,7 @@ class Estates:
         row.target = "<= 2 x one of each"
         row.reached = median(eighteen) <= 2 * median(one_of_each)
         row.notes.append(f"one of each: {' '.join(f'{value:.3f}' for value in one_of_each)}")
-        row.notes.append("haproxy -c is asked about HAProxy's files in the first run; later ones know that it accepts them")
+        row.notes.append("haproxy -c is asked about its files in the first run; the others know that it accepts them")
         return [row]
 
     @property
