@@ -65,7 +65,7 @@ test: sshd namespaces $(VENV)/installed
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 faults: sshd namespaces $(VENV)/installed
-	$(PYTHON) -m pytest -m "long or not long" tests/faults
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "long or not long" tests/faults
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

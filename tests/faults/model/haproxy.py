@@ -133,8 +133,10 @@ class Haproxy:
             self.simulation.kill(self.reloading)
             self.reloading = None
         self.simulation.say(f"{self.name} is stopped")
+        self._watch.stopped(self)
 
     def start(self) -> None:
+        self._watch.started(self)
         self.up = True
         self.pid += 1
         self._load(self.files[self.config])

@@ -111,8 +111,10 @@ class Pgbouncer:
     def stop(self) -> None:
         self.up = False
         self.simulation.say(f"{self.name} is stopped")
+        self._watch.stopped(self)
 
     def start(self) -> None:
+        self._watch.started(self)
         self.up = True
         before = self.readers
         self.entries.clear()

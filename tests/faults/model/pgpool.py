@@ -108,9 +108,11 @@ class Pgpool:
             self.simulation.kill(self._main)
             self._main = self.hangs_on = None
         self.simulation.say(f"{self.name} is stopped")
+        self.watch.stopped(self)
 
     def start(self) -> None:
         """With the states that it had; it searches for its primary."""
+        self.watch.started(self)
         self.up = True
         if not any(self.attached):
             self.attached = [True for _ in self.attached]

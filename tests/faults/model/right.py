@@ -88,6 +88,8 @@ class Watch:
         self._wrote: dict[str, list[tuple[Task | None, Sequence[Database]]]] = {}
         self._looked: dict[str, list[float]] = {}
         self._services: dict[str, list[tuple[float, float]]] = {}
+        self._stopped: dict[str, float] = {}
+        self._outages: dict[str, list[tuple[float, float]]] = {}
         self._remembered: dict[str, list[tuple[float, int]]] = {}
         self.counts: dict[str, int] = {}
 
@@ -209,6 +211,15 @@ class Watch:
         :param looked: when the one before has looked for the last time and could keep what it saw
         """
         self._services.setdefault(host, []).append((looked, self._simulation.now))
+
+    def stopped(self, balancer: _Balancer) -> None:
+        """A balancer has gone down."""
+        self._stopped[balancer.name] = self._simulation.now
+
+    def started(self, balancer: _Balancer) -> None:
+        """A balancer that had gone down is back."""
+        outage = self._stopped[balancer.name], self._simulation.now
+        self._outages.setdefault(balancer.name, []).append(outage)
 
     def forget_timelines(self) -> None:
         """A person has told all hosts to."""
@@ -345,6 +356,9 @@ class Watch:
                 seconds *= 2
         # Who begins to look counts the newest call of its own host that was carried out.
         for _, began in self._services[host]:
+            for down, back in self._outages.get(balancer.name, ()):
+                if down <= began < back:
+                    began = back + period + work
             calls = [call for call in self._done.get((host, database.node.name), ()) if call[2] <= began]
             called, wanted, _ = max(calls, default=(0.0, True, 0.0))
             if not wanted:
