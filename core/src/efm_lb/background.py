@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
-from collections.abc import Callable
-from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Background"]
 
@@ -56,5 +58,7 @@ class Background:
 
     def _let_on(self) -> None:
         """Let the next one on who waits; harmless when somebody else has just done that."""
-        with suppress(RuntimeError):
+        try:
             self._running.release()
+        except RuntimeError:
+            return

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
+
+from efm_lb.background import Background
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,20 +159,13 @@ def in_time(work: Callable[[], None]) -> bool:
     :param work: raises nothing; it goes on by itself when it takes longer
     :return: whether it is done
     """
-    is_done = allocate_lock()
-    is_done.acquire()
-
-    def run() -> None:
-        try:
-            work()
-        finally:
-            is_done.release()
-
     try:
-        start_new_thread(run, ())
+        running = Background(work)
     except RuntimeError:  # no more threads for this user
-        run()
-    return is_done.acquire(timeout=PATIENCE)
+        work()
+        return True
+    running.wait(time.monotonic() + PATIENCE)
+    return not running.is_running
 
 
 def replace(path: str, content: bytes, mode: int) -> None:

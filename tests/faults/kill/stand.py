@@ -54,7 +54,7 @@ _CHANGES = (
     "rename .databases.ini.PID.efm-lb",
     "rename .haproxy.cfg.PID.efm-lb",
 )
-ACCEPTED = ".accepted"
+_ACCEPTED = ".accepted"
 """How the name of the file ends that remembers what haproxy -c has accepted: it stays."""
 _TRACER = Path(__file__).with_name("tracer.py")
 
@@ -271,7 +271,7 @@ class Stand:
         """Files that are there for a moment, where efm-lb writes."""
         there = [path for balancer in (self.haproxy, self.pgbouncer) for path in balancer.directory.iterdir()]
         hidden = [path.name for path in there if path.name.startswith(".")]
-        found = [name for name in hidden if not (name.startswith(".s.PGSQL.") or name.endswith(ACCEPTED))]
+        found = [name for name in hidden if not (name.startswith(".s.PGSQL.") or name.endswith(_ACCEPTED))]
         found += [path.name for path in self.state_dir.iterdir() if path.suffix == TEMPORARY]
         return sorted(found)
 

@@ -8,9 +8,11 @@ import socket
 import tempfile
 from pathlib import Path
 
-from efm_lb import Balancer, Node, NodeState, Reach, Role, Truth
+from efm_lb import Attach, Balancer, Detach, Node, NodeState, Promote, Reach, Role, Truth
+from efm_lb_haproxy import adapter
 from unit.accepting import Accepting
 
+HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
 NODES = tuple(Node(f"db{n}", f"10.0.0.{n}", 5444) for n in (1, 2, 3))
 STATES = {
     "P": (Reach.ACCEPTING, Role.PRIMARY),
@@ -167,6 +169,14 @@ backend r
     server n2 10.0.0.2:5444
     server n3 10.0.0.3:5444
 """
+
+
+def program_of(directory, script):
+    """The path of a program that does what a shell script says, in place of haproxy."""
+    path = directory / "haproxy"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def disabled(path: Path | str, proxy: str) -> str:

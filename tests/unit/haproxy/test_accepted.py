@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given, settings
 
 from efm_lb import Attach, Detach, Promote, TemporaryError
-from efm_lb_haproxy import adapter, validate
+from efm_lb_haproxy import validate
 from efm_lb_haproxy.accepted import forms, is_accepted, remember
 from efm_lb_haproxy.check import check
 from efm_lb_haproxy.config import edited, lines, server_lines
 from efm_lb_haproxy.settings import setup_of
-from unit.haproxy.haproxy_model import CONFIG, NODES, FakeHaproxy, Model, balancer, disabled, truth
+from unit.haproxy.haproxy_model import CONFIG, HOOKS, NODES, FakeHaproxy, Model, balancer, disabled, program_of, truth
 from unit.haproxy.test_config import FILE
 
-HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
 ATTACH = Attach(NODES[2], truth("Pss"))
 DETACH = Detach(NODES[2], truth("Psx"))
 PROMOTE = Promote(NODES[1], truth("xPs"))
@@ -39,10 +38,7 @@ def config(tmp_path):
 @pytest.fixture
 def program(tmp_path):
     """It notes that it was started, and refuses what holds the word ``wrong``."""
-    path = tmp_path / "haproxy"
-    path.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nfor file; do :; done\n! grep -q wrong "$file"\n')
-    path.chmod(0o755)
-    return str(path)
+    return program_of(tmp_path, refusing(tmp_path, "wrong"))
 
 
 @pytest.fixture
@@ -92,9 +88,7 @@ def test_what_was_lost_is_asked_about(send, tmp_path, spoil):
 
 def test_a_line_that_is_right_in_one_form_alone_is_asked_about_each_time(send, config, program, tmp_path):
     """Such as one with a keyword that takes a value and is not known to us: its value is no word of ours."""
-    (tmp_path / "haproxy").write_text(
-        f'#!/bin/sh\necho run >> {tmp_path}/runs\nfor file; do :; done\n! grep -qE "check new( *#|$)" "$file"\n'
-    )
+    program_of(tmp_path, refusing(tmp_path, "check new( *#|$)"))
     config.write_text(config.read_text() + "    server x 10.9.9.9:1 check new disabled\n")
     assert send(ATTACH) == 3, "what is refused is asked about without our own lines as well"
     assert send(DETACH) == 1
@@ -120,7 +114,7 @@ def test_a_check_asks_in_any_case_and_spares_the_failover(send, haproxy, config,
     assert told() == (True, 3)
     assert send(DETACH) == 0 == send(PROMOTE)
     assert told() == (True, 1)
-    (tmp_path / "haproxy").write_text("#!/bin/sh\nexit 1\n")
+    program_of(tmp_path, "exit 1")
     assert not told()[0]
 
 
@@ -154,7 +148,7 @@ def test_lines_that_haproxy_may_pass_over_are_asked_about(send, config):
 
 
 def test_learning_takes_no_more_than_its_share(haproxy, config, program, tmp_path, monkeypatch):
-    (tmp_path / "haproxy").write_text("#!/bin/sh\nexec sleep 60\n")
+    program_of(tmp_path, "exec sleep 60")
     files = {str(config): config.read_bytes()}
     began = time.monotonic()
     validate.learn(program, None, files, began + 0.4)
@@ -227,6 +221,11 @@ def test_our_words_make_no_difference_and_other_ones_do(tmp_path_factory, conten
     assert is_accepted("/bin/sh", {str(path): ours})
     assert not is_accepted("/bin/sh", {str(path): content + b"x"})
     assert not is_accepted("/bin/sh", {**files, str(path) + "2": b""})
+
+
+def refusing(tmp_path, pattern):
+    """What a program does that notes its start, and refuses a last file with this in it."""
+    return f'echo run >> {tmp_path}/runs; for file; do :; done; ! grep -qE "{pattern}" "$file"'
 
 
 def words_of(content):

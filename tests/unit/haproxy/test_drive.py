@@ -12,9 +12,7 @@ import pytest
 from efm_lb import Attach, Detach, Origin, PermanentError, Promote, Result, TemporaryError, Truth
 from efm_lb.reconcile.differences import differences, disagreement
 from efm_lb_haproxy import adapter, drive, persist, validate
-from unit.haproxy.haproxy_model import CONFIG, NODES, FakeHaproxy, Model, balancer, disabled, truth
-
-HOOKS = {Attach: adapter.efm_lb_attach, Detach: adapter.efm_lb_detach, Promote: adapter.efm_lb_promote}
+from unit.haproxy.haproxy_model import CONFIG, HOOKS, NODES, FakeHaproxy, Model, balancer, disabled, program_of, truth
 
 
 @pytest.fixture
@@ -565,17 +563,10 @@ def test_a_state_file_whose_place_cannot_be_told(haproxy, model, config):
 # Validation
 
 
-def program(tmp_path, script):
-    path = tmp_path / "haproxy"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
 def test_what_haproxy_refuses_is_not_written(haproxy, model, config, tmp_path):
     script = 'echo "[ALERT]    (1) : config : [$3:6] : unknown keyword." >&2; exit 1'
     with pytest.raises(TemporaryError, match=rf"haproxy -c refuses .*: config : \[{config}:6\] : unknown keyword\."):
-        send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, script))
+        send(haproxy, PROMOTE, config=[str(config)], program=program_of(tmp_path, script))
     assert config.read_text() == CONFIG
     assert model.ready("w") == ["n2"]
     assert sorted(os.listdir(tmp_path)) == ["haproxy", "haproxy.cfg"]
@@ -586,7 +577,7 @@ def test_validation_sees_the_new_content_next_to_the_old_file_and_haproxys_envir
 ):
     model.answers["show env"] = "PGPORT=5444\nHAPROXY_MWORKER=1\n"
     script = f'echo "$PGPORT $*" > {tmp_path}/told; cat "$5" > {tmp_path}/seen'
-    send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, script))
+    send(haproxy, PROMOTE, config=[str(config)], program=program_of(tmp_path, script))
     port, *words = (tmp_path / "told").read_text().split()
     assert (port, words[0], words[3]) == ("5444", "-c", "-f")
     assert os.path.dirname(words[4]) == str(tmp_path)
@@ -595,7 +586,7 @@ def test_validation_sees_the_new_content_next_to_the_old_file_and_haproxys_envir
 
 def test_a_haproxy_that_does_not_understand_our_own_lines_is_asked_without_them(haproxy, config, tmp_path):
     script = f'echo run >> {tmp_path}/runs; case "$*" in *quick.cfg*) exit 1;; esac'
-    assert send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, script)).detail.endswith("written")
+    assert send(haproxy, PROMOTE, config=[str(config)], program=program_of(tmp_path, script)).detail.endswith("written")
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
@@ -603,7 +594,7 @@ def test_a_validation_that_hangs_is_ended(haproxy, model, config, tmp_path, monk
     monkeypatch.setattr(validate, "_LONGEST", 0.1)
     started = time.monotonic()
     with pytest.raises(TemporaryError, match="did not end in time, so nothing was written"):
-        send(haproxy, PROMOTE, config=[str(config)], program=program(tmp_path, "exec sleep 60"))
+        send(haproxy, PROMOTE, config=[str(config)], program=program_of(tmp_path, "exec sleep 60"))
     assert time.monotonic() - started < 3
     assert config.read_text() == CONFIG
 

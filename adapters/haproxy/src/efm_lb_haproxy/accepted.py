@@ -54,7 +54,8 @@ def forms(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], ...]:
     """
     if not files or any(_CONDITION in content for content in files.values()):
         return ()
-    return tuple({path: _form(content, out) for path, content in files.items()} for out in (False, True))
+    bare = {path: _without_our_words(content) for path, content in files.items()}
+    return tuple({path: _form(content, out) for path, content in bare.items()} for out in (False, True))
 
 
 def remember(program: str, files: Mapping[str, bytes]) -> None:
@@ -111,7 +112,6 @@ def _without_our_words(content: bytes) -> bytes:
     return edited(content, dict.fromkeys(numbers, False), dict.fromkeys(numbers))
 
 
-def _form(content: bytes, out: bool) -> bytes:
-    bare = _without_our_words(content)
+def _form(bare: bytes, out: bool) -> bytes:
     numbers = [line.number for line in server_lines(bare)]
     return edited(bare, dict.fromkeys(numbers, out), dict.fromkeys(numbers, _LONGEST_MARK))

@@ -76,8 +76,7 @@ def learn(program: str, runtime: Runtime | None, files: Mapping[str, bytes], dea
     there.
     """
     path = locate(program)
-    wanted = forms(files)
-    if not path or not wanted or is_accepted(path, files):
+    if not path or is_accepted(path, files) or not (wanted := forms(files)):
         return
     now = monotonic()
     limit = min(now + _LEARNING, (now + deadline) / 2)
