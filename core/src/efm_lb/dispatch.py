@@ -190,7 +190,7 @@ class Dispatcher:
     def arriving_views(self, nodes: tuple[Node, ...], deadline: float, every: float) -> Iterator[Mapping[str, Answer]]:
         """The same as they come: a balancer that is silent keeps nobody waiting who can do something for another.
 
-        :param every: seconds after which those are handed out that have come; all at once when none is late
+        :param every: seconds after which those are handed out that have come, if any; all at once when none is late
         """
         from efm_lb.views import View
 
@@ -248,8 +248,7 @@ class Dispatcher:
                 seconds = time.monotonic() - started
                 come |= {name: (self._late(missing[name]), seconds) for name in missing.keys() - come.keys()}
             missing = {name: balancer for name, balancer in missing.items() if name not in come}
-            if come:
-                yield come
+            yield come
 
     def _guarded(
         self,

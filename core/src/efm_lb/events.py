@@ -67,6 +67,10 @@ class Event:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(node={self.node!r}, truth={self.truth!r}, origin={self.origin})"
 
+    def __str__(self) -> str:
+        """What is wanted, in a few words: ``promote 10.0.0.12``."""
+        return f"{type(self).__name__.lower()} {self.node.name}"
+
 
 class Attach(Event):
     """Put ``node`` into rotation for reads. Never moves writes.

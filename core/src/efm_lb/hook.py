@@ -32,7 +32,7 @@ from efm_lb.errors import (
 from efm_lb.events import Event, Origin, Promote
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.maintenance import Maintenance, in_force
-from efm_lb.outcomes import Outcome, Result
+from efm_lb.outcomes import Outcome, Result, exit_code_of
 from efm_lb.probe import Answers, Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of
@@ -433,12 +433,9 @@ def _asked(probe: Probe, nodes: Sequence[Node]) -> Answers:
 
 
 def _exit_code(decision: Decision, outcomes: Sequence[Outcome]) -> int:
-    results = {outcome.result for outcome in outcomes}
-    if Result.TEMPORARY in results or decision.shortfall or decision.verdict is Verdict.FAIL:
+    if decision.shortfall or decision.verdict is Verdict.FAIL:
         return EX_TEMPFAIL
-    if Result.PERMANENT in results or decision.verdict is Verdict.REFUSE:
-        return EX_UNAVAILABLE
-    return EX_SOFTWARE if Result.BUG in results else EX_OK
+    return EX_UNAVAILABLE if decision.verdict is Verdict.REFUSE else exit_code_of(outcomes)
 
 
 def _say(text: str) -> None:

@@ -180,7 +180,7 @@ def decided(decision: Decision, truth: Truth | None) -> dict[str, Value]:
         "rule": decision.rule,
         "reason": decision.reason,
         "shortfall": decision.shortfall,
-        "told": f"{type(event).__name__.lower()} {event.node.name}" if event else None,
+        "told": str(event) if event else None,
         "held": decision.hold is not None,
         "again_after": decision.again_after,
         "newest": truth and truth.newest,

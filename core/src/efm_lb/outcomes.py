@@ -3,7 +3,13 @@
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["Outcome", "PermanentError", "Result", "TemporaryError"]
+from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["Outcome", "PermanentError", "Result", "TemporaryError", "exit_code_of"]
 
 
 class Result(Enum):
@@ -58,6 +64,16 @@ class Outcome(NamedTuple):
     @property
     def failed(self) -> bool:
         return self.result in (Result.TEMPORARY, Result.PERMANENT, Result.BUG)
+
+
+def exit_code_of(outcomes: "Collection[Outcome]") -> int:
+    """The exit code that tells what came of an event at several balancers: what a later try may help counts first."""
+    results = {outcome.result for outcome in outcomes}
+    if Result.TEMPORARY in results:
+        return EX_TEMPFAIL
+    if Result.PERMANENT in results:
+        return EX_UNAVAILABLE
+    return EX_SOFTWARE if Result.BUG in results else EX_OK
 
 
 class TemporaryError(Exception):

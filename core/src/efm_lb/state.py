@@ -116,9 +116,9 @@ class State:
         """What reconcile has kept on this host, for itself; empty when nothing."""
         return self._read(f"{self._prefix}.reconcile", 1 << 20)
 
-    @reconciled.setter
-    def reconciled(self, text: str) -> None:
-        self._write(f"{self._prefix}.reconcile", text)
+    def keep_reconciled(self, text: str) -> bool:
+        """Keep that; whether it is written by now."""
+        return self._write(f"{self._prefix}.reconcile", text)
 
     def remember(self, truth: Truth) -> None:
         """Keep the timeline of the truth's primary, when it is newer than the one that is kept."""
@@ -139,14 +139,20 @@ class State:
         finally:
             os.close(descriptor)
 
-    def _write(self, path: str, text: str) -> None:
-        """Write, `in_time` or later. While the disk hangs no other thread is given to it."""
-        if self._idle.acquire(blocking=False):
-            in_time(lambda: self._put_down(path, text))
+    def _write(self, path: str, text: str) -> bool:
+        """Write, `in_time` or later. While the disk hangs no other thread is given to it.
 
-    def _put_down(self, path: str, text: str) -> None:
+        :return: whether it is written by now
+        """
+        written: list[str] = []
+        if self._idle.acquire(blocking=False):
+            in_time(lambda: self._put_down(path, text, written))
+        return bool(written)
+
+    def _put_down(self, path: str, text: str, written: list[str]) -> None:
         try:
             replace(path, text.encode() + b"\n", 0o644)
+            written.append(path)
         except OSError:
             return
         finally:

@@ -31,6 +31,11 @@ class Reach(Enum):
     """Nothing came back within the connect time-out: host down, partitioned or frozen."""
 
     @property
+    def is_heard(self) -> bool:
+        """Whether the server itself has said something. That nobody listens there, a firewall can say as well."""
+        return self not in (Reach.REFUSED, Reach.NO_RESPONSE)
+
+    @property
     def serves(self) -> bool:
         """Whether the server takes connections, be it not this one."""
         return self is Reach.ACCEPTING or self.is_untold

@@ -433,6 +433,7 @@ class Efm:
                     cluster.start(database, 0.0)
             elif database.in_recovery and database.serves and database.timeline != cluster.writable.timeline:
                 cluster.follow(database)
+        self._starts_a_majority()
         for balancer in self._world.balancers:
             if not balancer.up:
                 balancer.start()
@@ -440,6 +441,16 @@ class Efm:
         self.last_fault = simulation.now
         if any(database.life is Life.SILENT for database in cluster.all):
             self._frees_pgpools()
+
+    def _starts_a_majority(self) -> None:
+        """Of three nodes and more: reconcile does nothing where it hears half of them or less."""
+        cluster = self._cluster
+        stopped = [each for each in cluster.all if each.life is Life.STOPPED] if len(cluster.all) > 2 else []
+        for database in stopped:
+            heard = sum(each.life not in (Life.STOPPED, Life.SILENT) for each in cluster.all)
+            if 2 * heard <= len(cluster.all):
+                cluster.follow(database)
+                cluster.start(database, 0.0)
 
     def _frees_pgpools(self) -> None:
         """A pgpool that searched when a node went silent hangs until that node answers, whatever anybody does."""

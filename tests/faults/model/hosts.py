@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import efm_lb.lock
@@ -281,7 +281,7 @@ class _Vigil:
             states.append(now if now[1:4] == state[1:4] else state)
         return Sight(Truth(tuple(states), newest), since)
 
-    def refresh(self, seconds: float) -> list[Node]:
+    def refresh(self, seconds: float, needed: Collection[Node]) -> list[Node]:
         world = self._world
         world.simulation.pause(0.001, 0.01)
         heard = []

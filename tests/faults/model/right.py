@@ -14,7 +14,7 @@ the host had seen before, or that the balancer's own file has remembered for `CR
 of what the file remembers.
 
 **Nothing that is not its business**: an attach whose TYPE is standby gives no writes; with two primaries in sight only
-a detach is sent; reconcile sends nothing when it sees two primaries, or reaches half of three nodes or less; a call
+a detach is sent; reconcile sends nothing when it sees two primaries, or hears half of three nodes or less; a call
 does not undo a newer one of the same host, about the same node, that was carried out before it was judged.
 
 **What is reported is so**: when an adapter says changed or unchanged, its balancer is as the event wants it, unless
@@ -111,9 +111,9 @@ class Watch:
         assert task
         if len(primaries) > 1 and (not isinstance(event, Detach) or event.origin is Origin.RECONCILE):
             self._never(f"{event.node.name}: {type(event).__name__} with two primaries in sight")
-        silent = sum(state.reach is Reach.NO_RESPONSE for state in truth.states)
+        silent = sum(state.reach in (Reach.NO_RESPONSE, Reach.REFUSED) for state in truth.states)
         if event.origin is Origin.RECONCILE and len(truth.states) > 2 and 2 * silent >= len(truth.states):
-            self._never("reconcile acts on a host that reaches half of the nodes or less")
+            self._never("reconcile acts on a host that hears half of the nodes or less")
         if argv[:1] == ["attach"] and argv[2:3] in (["s"], ["standby"]) and isinstance(event, Promote):
             self._never(f"{' '.join(argv[:3])} moves writes")
         if event.origin is Origin.RECONCILE and isinstance(event, Attach | Promote):

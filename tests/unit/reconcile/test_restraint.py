@@ -313,7 +313,27 @@ def test_a_balancer_that_fails_is_left_alone_longer_each_time(watch: Watch) -> N
     assert watch(622, "xPs", "Waa").events, "and forgiven once it was right"
 
 
-def test_what_made_no_difference_holds_up_nothing_else(watch: Watch) -> None:
+def test_a_balancer_that_comes_back_is_forgiven_what_failed_before(watch: Watch) -> None:
+    """It hung, say, and somebody has started it again."""
+    for now in (0, 1, 3, 7, 15, 31):
+        assert watch(now, "xPs", "Waa").events
+        watch.restraint.sent("pool1", False, now)
+    assert waiting(watch(35, "xPs", "Waa"))[0] == "it failed before"
+    watch(40, "xPs", None)
+    assert watch(45, "xPs", "Waa").events
+
+
+def test_what_failed_is_tried_again_once_somebody_else_has_changed_something(watch: Watch) -> None:
+    for now in (0, 1, 3, 7, 15, 31):
+        assert watch(now, "xPs", "Waa").events
+        watch.restraint.sent("pool1", False, now)
+    watch(32, "xPs", "Waa")
+    watch(40, "xPs", "Wda")
+    assert watch(42, "xPs", "Wda").events
+
+
+def test_what_made_no_difference_holds_up_nothing_else() -> None:
+    watch = Watch(POLICY._replace(majority=False))
     watch(0, "Pxx", "Wad")
     for now in (100, 101, 103):
         verdict = watch(now, "Pxx", "Wad")
@@ -324,7 +344,10 @@ def test_what_made_no_difference_holds_up_nothing_else(watch: Watch) -> None:
     assert (events(back), waiting(back)) == ([(Attach, "db3")], ["it failed before"])
 
 
-@pytest.mark.parametrize(("databases", "is_enough"), [("-P-", False), ("-Ps", True), ("xP-", True), ("?P-", True)])
+@pytest.mark.parametrize(
+    ("databases", "is_enough"),
+    [("-P-", False), ("-Ps", True), ("xPs", True), ("xP-", False), ("xPx", False), ("?P-", True)],
+)
 def test_a_host_that_may_be_cut_off_changes_nothing(watch: Watch, databases: str, is_enough: bool) -> None:
     watch(0, databases, "Waa")
     verdict = watch(100, databases, "Waa")
@@ -345,6 +368,14 @@ def test_nothing_is_done_about_what_is_in_maintenance(watch: Watch) -> None:
     assert [held.until for held in out.held] == [float("inf")]
     assert waiting(watch(5, "Pss", "Wad", ("pool1",))) == ["pool1 is in maintenance"]
     assert events(watch(10, "Pss", "Wad")) == [(Attach, "db3")]
+
+
+def test_a_primary_gets_the_writes_also_when_it_is_in_maintenance(watch: Watch) -> None:
+    """It was a standby when somebody took it into his hands; writes must not stay on a dead primary."""
+    watch(0, "Pss", "Waa", ("db2",))
+    watch(10, "xPs", "Waa", ("db2",))
+    assert events(watch(12, "xPs", "Waa", ("db2",))) == [(Promote, "db2"), (Detach, "db1")]
+    assert waiting(watch(15, "xPs", "dWd", ("db3",))) == ["db3 is in maintenance"]
 
 
 def test_two_primaries_are_for_a_person(watch: Watch) -> None:
@@ -406,7 +437,8 @@ def test_a_host_that_reaches_nobody_changes_nothing_whatever_the_policy_is() -> 
         assert is_enough or waiting(verdict) == ["this host reaches 0 of 2 nodes: it may be what is cut off"]
 
 
-def test_writes_that_were_moved_to_a_node_that_is_silent_here_stay_there() -> None:
+@pytest.mark.parametrize("cut", ["P-", "Px"])
+def test_writes_that_were_moved_to_a_node_that_is_not_heard_here_stay_there(cut: str) -> None:
     """Two nodes, and this host is on the old primary's side of the cut: there is a newer one on the other side."""
     restraint = Restraint(POLICY)
 
@@ -415,9 +447,9 @@ def test_writes_that_were_moved_to_a_node_that_is_silent_here_stay_there() -> No
         return restraint.judge("pool1", Sight(said, dict.fromkeys(said.nodes, -1000.0)), view(belief), now)
 
     assert look(0, "Ps", "Wa").events == ()
-    look(5, "P-", "Wa")
-    moved = look(10, "P-", "aW")
-    assert waiting(moved)[0] == "somebody has moved the writes to db2, which is silent here"
+    look(5, cut, "Wa")
+    moved = look(10, cut, "aW")
+    assert waiting(moved)[0] == "somebody has moved the writes to db2, which does not answer here"
     assert look(5000, "P-", "aW").events == ()
     assert look(5005, "PP", "aW").events == (), "two primaries are for a person"
     assert events(look(5010, "Ps", "aW")) == [(Promote, "db1")], "it was undone"
@@ -451,7 +483,7 @@ def test_writes_that_were_moved_to_a_silent_node_while_no_process_looked_stay_th
         after.judge("pool1", now, view("aW"), 50.0)
         verdict = after.judge("pool1", now, view("aW"), 100.0)
         assert bool(verdict.events) is is_promoted, "db1 was promoted since: it is db2 that missed something"
-        assert is_promoted or waiting(verdict)[0] == "somebody has moved the writes to db2, which is silent here"
+        assert is_promoted or waiting(verdict)[0] == "somebody has moved the writes to db2, which does not answer here"
 
 
 @pytest.mark.parametrize("is_promoted", [False, True])

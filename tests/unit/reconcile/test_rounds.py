@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -23,17 +23,22 @@ class Databases:
     """What they say, for as long as anybody can remember.
 
     :ivar silent: those that do not say it once more
+    :ivar has_news: one of them has said something that nobody has heard yet
     """
 
     def __init__(self, letters: str) -> None:
         self.letters = letters
         self.silent: list[Node] = []
+        self.has_news = False
 
     def sight(self, newest: int) -> Sight:
         return Sight(truth(self.letters), dict.fromkeys(NODES, -1000.0))
 
-    def refresh(self, seconds: float) -> list[Node]:
+    def refresh(self, seconds: float, needed: Collection[Node]) -> list[Node]:
         return [node for node in NODES if node not in self.silent]
+
+    def wait(self, until: float) -> bool:
+        return self.has_news
 
 
 class World:
@@ -129,6 +134,21 @@ def test_a_balancer_that_is_silent_keeps_no_other_waiting(silent_one: World) -> 
     assert silent_one.told_at[0] - began < 0.5 <= silent_one.told_at[-1] - began
 
 
+def test_what_is_due_at_one_balancer_does_not_wait_for_a_silent_one(silent_one: World) -> None:
+    """News of a database, say; and the silent one is not asked a second time meanwhile, nor given up."""
+    silent_one.databases.letters = "Pss"
+    silent_one.databases.has_news = True
+    began = time.monotonic()
+    done = silent_one.rounds.play(0.0)
+    assert time.monotonic() - began < 0.5
+    assert (done.lines, done.is_right) == (("pool2: has not answered yet",), False)
+    silent_one.databases.letters = "xPs"
+    assert list(silent_one.rounds.play(0.0).outcomes) == ["pool1"]
+    assert time.monotonic() - began < 0.5
+    silent_one.view = view("dWa")
+    assert until(lambda: silent_one.rounds.play(0.0).is_right, silent_one, 10), "it has its turn, too"
+
+
 def until(told: Callable[[], object], world: World, seconds: float) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -163,6 +183,29 @@ def test_what_is_sent_in_vain_fills_no_journal(world: World, answer: Outcome) ->
     assert world.told
     records = world.journal.read_text().count('"record": "outcome"')
     assert records == len(set(map(str, world.told)))
+
+
+def test_a_failure_that_comes_back_is_written_down_again(world: World) -> None:
+    def failures() -> int:
+        return world.journal.read_text().count('"record": "outcome"')
+
+    world.answer = Outcome(Result.PERMANENT, "a.ini:3: writes follow timeline 7, and 10.0.0.2:5444 is on timeline 6")
+    assert until(lambda: len(world.told) > 2, world, 20)
+    assert failures() == 1
+    world.view = view("dWa")
+    assert world.rounds.play(0.0).is_right, "somebody has made it right"
+    world.view = view("Waa")
+    world.told.clear()
+    assert until(lambda: world.told, world, 20)
+    assert failures() == 2
+    assert '"exit_code": 69' in world.journal.read_text()
+
+
+def test_a_primary_that_is_slow_is_waited_for_and_told_about(world: World) -> None:
+    world.databases.silent = [NODES[1]]
+    done = world.rounds.play(0.0)
+    assert "waits for db2, to say once more what was said before anything is done" in done.lines
+    assert not world.told
 
 
 def test_a_primary_that_a_balancer_does_not_know_is_not_right(world: World) -> None:

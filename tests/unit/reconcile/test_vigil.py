@@ -21,10 +21,12 @@ class Network:
     """What the connections do.
 
     :ivar hangs: the hosts whose name look-up hangs
+    :ivar slow: those whose databases take half a second for an answer
     """
 
     def __init__(self) -> None:
         self.hangs: set[str] = set()
+        self.slow: set[str] = set()
         self.end = threading.Event()
 
 
@@ -46,6 +48,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     def question(connection: Connection, deadline: float) -> tuple[Role, int]:
         if connection.host in made.hangs or made.end.is_set():
             raise ConnectionFailed("refused", "Connection refused")
+        if connection.host in made.slow:
+            made.end.wait(0.5)
         return Role.PRIMARY, 1
 
     monkeypatch.setattr(module, "Connection", Connection)
@@ -80,6 +84,16 @@ def test_what_was_said_long_ago_counts_no_more(network: Network) -> None:
 def test_who_says_something_anew_is_told_from_who_does_not(network: Network) -> None:
     vigil = Vigil([DB1, DB2], {}, 0.1)
     vigil.sight(0)
-    assert sorted(vigil.refresh(10)) == [DB1, DB2]
+    assert sorted(vigil.refresh(10, ())) == [DB1, DB2]
     network.hangs = {DB2.host}
-    assert wait_until(lambda: vigil.refresh(0.1) == [DB1], timeout=10)
+    assert wait_until(lambda: vigil.refresh(0.1, ()) == [DB1], timeout=10)
+
+
+def test_who_matters_is_waited_for_as_long_as_an_answer_may_take(network: Network) -> None:
+    vigil = Vigil([DB1, DB2], {}, 20.0)
+    vigil.sight(0)
+    network.slow = {DB2.host}
+    began = time.monotonic()
+    assert wait_until(lambda: vigil.refresh(0.01, ()) == [DB1], timeout=10)
+    assert sorted(vigil.refresh(0.01, [DB2])) == [DB1, DB2]
+    assert time.monotonic() - began < 10

@@ -36,7 +36,7 @@ def plan(configuration: Configuration, as_json: bool) -> int:
         steps[name] = []
         for event in differences(seen.truth, answer.value):
             told = dispatcher.only(name).plan(event, time.monotonic() + configuration.deadline)[name]
-            what = f"{type(event).__name__.lower()} {event.node.name}"
+            what = str(event)
             if told.failure:
                 failures[name] = f"{what}: {told.failure.detail}"
             else:

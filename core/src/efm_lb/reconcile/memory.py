@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from efm_lb.events import Event
 from efm_lb.truth import Node, Role
 from efm_lb.views import NodeView, View
 
@@ -42,7 +41,7 @@ class Memory:
     :ivar is_unfinished: and not all of that was done: who is out may be so because of it
     :ivar put_in: the nodes that were attached by that
     :ivar in_vain: events that made no difference, which alone wait for the end of the pause; empty when all do
-    :ivar moved_to: the silent node that somebody has moved the writes to
+    :ivar moved_to: the node that is not heard here and that somebody has moved the writes to
     """
 
     def __init__(self) -> None:
@@ -55,9 +54,14 @@ class Memory:
         self.busy_until = 0.0
         self.pause = 0.0
         self.paused_until = 0.0
-        self.in_vain: frozenset[tuple[type[Event], Node]] = frozenset()
+        self.in_vain: frozenset[str] = frozenset()
         self.out: dict[Node, Out] = {}
         self.moved_to: Node | None = None
+
+    def forgive(self) -> None:
+        """It was started again, or somebody has changed something there: what failed may succeed now."""
+        self.pause = self.paused_until = 0.0
+        self.in_vain = frozenset()
 
 
 _ATTACHED = {"in": True, "out": False, "-": None}

@@ -7,7 +7,7 @@ from math import inf
 
 from efm_lb.reconcile.differences import gone
 from efm_lb.reconcile.memory import LONGEST_HOLD, Memory, Out
-from efm_lb.truth import Node, Reach, Role, Truth
+from efm_lb.truth import Node, Role, Truth
 from efm_lb.views import NodeView, View
 
 __all__ = ["Others", "writers"]
@@ -103,7 +103,7 @@ def _goes_out(was: NodeView, seen: NodeView) -> bool:
 
 
 def _moved(truth: Truth, timeline: int | None, before: View, view: View) -> Node | None:
-    """The silent node that writes go to now, and went to the only live primary before.
+    """The node that is not heard here and that writes go to now, and went to the only live primary before.
 
     :param timeline: the primary's before, None when it was not known; on a newer one it was promoted since
     """
@@ -120,4 +120,4 @@ def _was_promoted(truth: Truth, timeline: int | None) -> bool:
 
 
 def _is_hidden(truth: Truth, view: View, node: Node) -> bool:
-    return truth.state(node).reach is Reach.NO_RESPONSE and node in writers(view)
+    return not truth.state(node).reach.is_heard and node in writers(view)

@@ -8,11 +8,13 @@ takes no step that is taken already, and keeps still while anybody else is at it
 - A view that has changed since the look before is somebody's work in progress: so much time again.
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
-- A balancer that failed is left alone for a while, twice as long each time; what only made no difference there, as to
-  take out the last one of a list that cannot be empty, holds up nothing else.
-- A host that sees less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing.
-- Writes that were moved away from a live primary, to a node that is silent here, were moved by somebody who sees more:
-  unless this host sees a majority.
+- A balancer that failed is left alone for a while, twice as long each time, until it is started again, or somebody
+  else changes something there; what only made no difference there, as to take out the last one of a list that cannot be
+  empty, holds up nothing else.
+- A host that hears less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing. A
+  node that refuses is not heard: what cuts a host off may refuse in its place.
+- Writes that were moved away from a live primary, to a node that is not heard here, were moved by somebody who sees
+  more: unless this host hears a majority.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from efm_lb.events import Detach, Event, Promote
 from efm_lb.reconcile.differences import differences, gone
 from efm_lb.reconcile.memory import Memory, restored, text_of
 from efm_lb.reconcile.others import Others, writers
-from efm_lb.truth import Node, Reach, Role, Truth
+from efm_lb.truth import Node, Role, Truth
 from efm_lb.views import View
 
 __all__ = ["Held", "Judgement", "Restraint", "Sight"]
@@ -45,13 +47,13 @@ class Sight(NamedTuple):
     since: Mapping[Node, float]
 
     @property
-    def answers(self) -> int:
-        """The nodes that answer anything at all, if only that nobody listens there."""
-        return sum(state.reach is not Reach.NO_RESPONSE for state in self.truth.states)
+    def heard(self) -> int:
+        """The nodes whose servers say anything at all."""
+        return sum(state.reach.is_heard for state in self.truth.states)
 
     @property
     def is_majority(self) -> bool:
-        return self.answers * 2 > len(self.truth.states)
+        return self.heard * 2 > len(self.truth.states)
 
 
 class Held(NamedTuple):
@@ -145,12 +147,14 @@ class Restraint:
         was_gone, memory.gone = memory.gone, frozenset(gone(sight.truth))
         if view is None:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
+            memory.forgive()
             return Judgement()
         self._others.notice(memory, sight.truth, before, view, was_gone, now)
         primary = sight.truth.primary
         memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
             memory.busy_until = now + self._policy.settle
+            memory.forgive()
         memory.is_own_work = memory.is_unfinished = False
         wanted = differences(sight.truth, view)
         if not wanted:
@@ -198,15 +202,15 @@ class Restraint:
             memory.view = _with_writes(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
         memory.paused_until = now + memory.pause
-        memory.in_vain = frozenset((type(event), event.node) for event in in_vain)
+        memory.in_vain = frozenset(map(str, in_vain))
 
     def _none_at_all(self, name: str, sight: Sight, in_maintenance: Collection[str]) -> str:
         """Why nothing may be done about a balancer at all, empty when something may."""
         if name in in_maintenance:
             return f"{name} is in maintenance"
         count = len(sight.truth.states)
-        if not sight.answers or (self._policy.majority and count > 2 and not sight.is_majority):
-            return f"this host reaches {sight.answers} of {count} nodes: it may be what is cut off"
+        if not sight.heard or (self._policy.majority and count > 2 and not sight.is_majority):
+            return f"this host reaches {sight.heard} of {count} nodes: it may be what is cut off"
         return ""
 
     def _objection(
@@ -214,14 +218,14 @@ class Restraint:
     ) -> tuple[str, float]:
         """Why an event is not sent now, and until when; an empty text for no reason at all."""
         node = event.node
-        if node.name in in_maintenance:
+        if node.name in in_maintenance and not isinstance(event, Promote):  # writes must never stay on a dead primary
             return f"{node.name} is in maintenance", float("inf")
         settled = (self._down[node] if isinstance(event, Detach) else sight.since[node]) + self._policy.settle
         if not isinstance(event, Detach) and sight.truth.primary:
             settled = max(settled, sight.since[sight.truth.primary] + self._policy.settle)
         elsewhere = memory.moved_to
         if isinstance(event, Promote) and elsewhere and not sight.is_majority:
-            return f"somebody has moved the writes to {elsewhere.name}, which is silent here", float("inf")
+            return f"somebody has moved the writes to {elsewhere.name}, which does not answer here", float("inf")
         newer = self._newer(sight.truth, node) if isinstance(event, Promote) else ""
         if newer:
             return newer, float("inf")
@@ -233,7 +237,7 @@ class Restraint:
                 return f"{node.name} is down, and may only be restarted", returned
         if memory.busy_until > now:
             return "somebody else has just changed something there", memory.busy_until
-        if memory.paused_until > now and (not memory.in_vain or (type(event), event.node) in memory.in_vain):
+        if memory.paused_until > now and (not memory.in_vain or str(event) in memory.in_vain):
             return "it failed before", memory.paused_until
         out = memory.out.get(node)
         if not isinstance(event, Detach) and out and out.role is sight.truth.role(node) and out.until > now:

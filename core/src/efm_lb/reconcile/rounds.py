@@ -11,12 +11,11 @@ from efm_lb import lock
 from efm_lb.configuration import Configuration, DetachLivePrimary
 from efm_lb.decide import Decision, Verdict
 from efm_lb.dispatch import Answer, Dispatcher
-from efm_lb.errors import EX_OK, EX_TEMPFAIL
 from efm_lb.events import Attach, Detach, Event, Promote
 from efm_lb.follow_up import ATTEMPT
 from efm_lb.journal import AT_LAST, BEFORE_ACTING, Journal, decided, outcomes_of
 from efm_lb.maintenance import in_force
-from efm_lb.outcomes import Outcome, Result
+from efm_lb.outcomes import Outcome, Result, exit_code_of
 from efm_lb.reconcile.differences import disagreement, no_primary, untold
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from efm_lb.reconcile.vigil import Vigil
@@ -29,9 +28,9 @@ __all__ = ["Round", "Rounds"]
 _ORDER = (Promote, Detach, Attach)
 """Writes first, then what cannot serve, then what can."""
 _REFRESH = 0.5
-"""Seconds that a node has to say once more what it said, before anything is done about it."""
+"""Seconds that a node has to say once more what it said, before anything is done; one that matters has longer."""
 _SOON = 0.1
-"""Seconds that balancers which have answered are kept waiting by those that have not."""
+"""Seconds that balancers which have answered are kept waiting by those that have not, with this look or the next."""
 _AGAIN = 0.5
 """Seconds until the next look when a call of EFM's was in the way."""
 
@@ -67,8 +66,10 @@ class Rounds:
         self._kept = self._state.reconciled
         self._recall()
         self._dispatcher = Dispatcher(configuration)
-        self._in_vain: dict[tuple[str, str, str], str] = {}
+        self._in_vain: dict[tuple[str, str], str] = {}
         self._locked_since = float("inf")
+        self._cut_short = -float("inf")
+        self._behind: frozenset[str] = frozenset()
         self._complaints: list[str] = []
 
     def play(self, patience: float) -> Round:
@@ -78,47 +79,66 @@ class Rounds:
         """
         until = time.monotonic() + patience
         self._sight()  # the first one waits for the databases: what a balancer believes must not grow old meanwhile
-        parts = [self._part(views, max(0.0, until - time.monotonic())) for views in self._arriving_views()]
+        parts: list[tuple[Round, bool]] = []
+        silent = set(self._dispatcher.names)
+        for views in self._arriving_views():
+            if views:
+                parts.append(self._part(views, max(0.0, until - time.monotonic())))
+                silent -= views.keys()
+            elif parts and self._is_due([part for part, _ in parts]):
+                self._cut_short, self._behind = time.monotonic(), frozenset(silent)
+                break
         parts = parts or [self._part({}, 0.0)]  # what the databases say is told, also where there is no balancer
         if not any(is_wanted for _, is_wanted in parts):
             self._locked_since = float("inf")
         self._keep()
         rounds = [part for part, _ in parts]
+        lines = [line for part in rounds for line in part.lines]
         return Round(
-            tuple(dict.fromkeys(line for part in rounds for line in part.lines)),
+            tuple(dict.fromkeys(lines + [f"{name}: has not answered yet" for name in sorted(silent)])),
             {name: outcome for part in rounds for name, outcome in part.outcomes.items()},
-            all(part.is_right for part in rounds),
+            all(part.is_right for part in rounds) and not silent,
             min(part.next_look for part in rounds),
         )
+
+    def _is_due(self, parts: Sequence[Round]) -> bool:
+        """Whether balancers that have answered wait for the next round by now, while others are silent.
+
+        Not in one look out of two: a balancer that is slow must have its turn, too.
+        """
+        now = time.monotonic()
+        is_due = now >= min(part.next_look for part in parts) or self._vigil.wait(now)
+        return is_due and now >= self._cut_short + 2 * self._look_time
+
+    @property
+    def _look_time(self) -> float:
+        """Seconds that a balancer has to say what it believes."""
+        return min(self._configuration.connect_timeout + 1, self._configuration.deadline)
 
     def _part(self, views: Mapping[str, Answer], patience: float) -> tuple[Round, bool]:
         """Do what is to be done about some balancers.
 
         :return: what came of it, and whether there was anything to be done
         """
-        in_maintenance = [each.name for each in in_force(self._configuration.state_dir, self._configuration.cluster)]
+        alone = in_force(self._configuration.state_dir, self._configuration.cluster)
         sight = self._sight()
         if self._restraint.is_first_look(views):
             self._restraint.hear(self._called_out())  # as they are now: there may have been one since the start
         now = time.monotonic()
         verdicts = {
-            name: self._restraint.judge(name, sight, _view(answer), now, in_maintenance)
+            name: self._restraint.judge(name, sight, _view(answer), now, [each.name for each in alone])
             for name, answer in views.items()
         }
+        is_right_at = {name for name, verdict in verdicts.items() if _view(views[name]) and not any(verdict)}
+        self._in_vain = {key: why for key, why in self._in_vain.items() if key[0] not in is_right_at}
         waits = [held.until for verdict in verdicts.values() for held in verdict.held]
         wanted = {name: verdict.events for name, verdict in verdicts.items() if verdict.events}
         done: dict[str, list[tuple[Event, Outcome]]] = {}
         lines: list[str] = []
         if wanted:
-            held, lines = self._turn(patience)
-            try:
-                if held is None or not self._is_still(sight, wanted):
-                    waits.append(time.monotonic() + _AGAIN)  # EFM has called about it, or is about to
-                else:
-                    done = self._send(wanted, sight.truth)
-            finally:
-                if held:
-                    os.close(held)
+            done, lines = self._act(wanted, sight, patience)
+            if not done:
+                waits.append(time.monotonic() + _AGAIN)  # EFM has called about it, or is about to
         for name, sent in done.items():
             last = sent[-1][1]
             attached = [event.node for event, one in sent if isinstance(event, Attach) and one.result is Result.CHANGED]
@@ -128,9 +148,12 @@ class Rounds:
             self._restraint.sent(name, made_a_difference, time.monotonic(), attached, promoted, _is_done(last), in_vain)
             waits += [time.monotonic() + last.again_after] if last.again_after is not None else []
             lines += [
-                f"{name}: {_words(event)}: {one.result.value}: {one.detail}"
+                f"{name}: {event}: {one.result.value}: {one.detail}"
                 for event, one in sent
                 if one.result is not Result.UNCHANGED
+            ]
+            lines += [
+                f"{each}: it got the writes all the same" for each in alone if promoted and each.name == promoted.name
             ]
         outcomes = {name: sent[-1][1] for name, sent in done.items()}
         lines += [*self._complaints, *_unsolved(sight, views, verdicts, outcomes)]
@@ -151,8 +174,8 @@ class Rounds:
     def _keep(self) -> None:
         """Write down what the next process must know."""
         text = self._restraint.recollection(self._clock_began)
-        if text != self._kept:
-            self._state.reconciled = self._kept = text
+        if text != self._kept and self._state.keep_reconciled(text):
+            self._kept = text
 
     def _turn(self, patience: float) -> tuple[int | None, list[str]]:
         """The lock of this host's calls: its descriptor, 0 when there is none to be had, None when a call holds it."""
@@ -170,16 +193,32 @@ class Rounds:
         self._locked_since = float("inf")
         return held, []
 
-    def _is_still(self, sight: Sight, wanted: Mapping[str, Sequence[Event]]) -> bool:
-        """Whether the databases, asked anew, say what they said.
+    def _act(
+        self, wanted: Mapping[str, Sequence[Event]], sight: Sight, patience: float
+    ) -> tuple[dict[str, list[tuple[Event, Outcome]]], list[str]]:
+        """Send what is wanted, if the databases, asked anew, say what they said, and no call of EFM's is at work.
 
         The primary, and a node that is to be served, must say so again: a host that was just cut off from them still
-        has their last word.
+        has their last word. They are asked before the lock is taken, for a call of EFM's must not wait for them.
+
+        :return: what came of it by balancer, nothing when it was not sent, and what there is to tell
         """
-        heard = self._vigil.refresh(_REFRESH)
         served = {event.node for events in wanted.values() for event in events if not isinstance(event, Detach)}
-        is_proven = all(node in heard for node in served.union(sight.truth.primaries))
-        return is_proven and _said(self._sight().truth) == _said(sight.truth)
+        needed = served.union(sight.truth.primaries)
+        silent = needed.difference(self._vigil.refresh(_REFRESH, needed))
+        if silent:
+            names = " and ".join(sorted(node.name for node in silent))
+            return {}, [f"waits for {names}, to say once more what was said before anything is done"]
+        asked = time.monotonic()
+        held, lines = self._turn(patience)
+        try:
+            is_old = time.monotonic() > asked + _REFRESH  # a call of EFM's was at work
+            if held is None or is_old or _said(self._sight().truth) != _said(sight.truth):
+                return {}, lines
+            return self._send(wanted, sight.truth), lines
+        finally:
+            if held:
+                os.close(held)
 
     def _sight(self) -> Sight:
         sight = self._vigil.sight(self._state.timeline)
@@ -187,8 +226,12 @@ class Rounds:
         return sight
 
     def _arriving_views(self) -> Iterator[Mapping[str, Answer]]:
-        deadline = time.monotonic() + min(self._configuration.connect_timeout + 1, self._configuration.deadline)
-        return self._dispatcher.arriving_views(self._configuration.nodes, deadline, _SOON)
+        """Of all balancers, but those that are still being asked since the last look."""
+        now = time.monotonic()
+        if now >= self._cut_short + self._look_time:
+            self._behind = frozenset()
+        asked = self._dispatcher.among(set(self._dispatcher.names) - self._behind)
+        return asked.arriving_views(self._configuration.nodes, now + self._look_time, _SOON)
 
     def _send(self, wanted: Mapping[str, Sequence[Event]], truth: Truth) -> dict[str, list[tuple[Event, Outcome]]]:
         """Send each event to all balancers that need it at once; what fails at a balancer is the last one for it."""
@@ -204,7 +247,7 @@ class Rounds:
             if not names:
                 continue
             # What is sent again in vain, and with the same result, must not fill the journal for hours.
-            is_again = all(self._in_vain.get((name, *_key(event))) for name in names)
+            is_again = all(self._in_vain.get((name, str(event))) for name in names)
             journal = None if is_again else self._announced(event, truth)
             outcomes = self._dispatcher.among(names).send(event, deadline)
             for outcome in outcomes:
@@ -226,15 +269,14 @@ class Rounds:
         """Journal what came of it."""
         is_old = True
         for outcome in outcomes:
-            key = (outcome.balancer, *_key(event))
+            key = outcome.balancer, str(event)
             in_vain = "" if outcome.result is Result.CHANGED else f"{outcome.result.value}: {outcome.detail}"
             is_old = is_old and bool(in_vain) and self._in_vain.get(key) == in_vain
             self._in_vain[key] = in_vain
         if journal is None and is_old:
             return
         journal = journal or self._announced(event, truth)
-        code = EX_TEMPFAIL if any(outcome.failed for outcome in outcomes) else EX_OK
-        journal.record("outcome", exit_code=code, outcomes=outcomes_of(outcomes))
+        journal.record("outcome", exit_code=exit_code_of(outcomes), outcomes=outcomes_of(outcomes))
         journal.settle(AT_LAST)
         if journal.failure and journal.failure not in self._complaints:
             self._complaints.append(journal.failure)
@@ -252,14 +294,6 @@ def _is_done(outcome: Outcome) -> bool:
     return outcome.result in (Result.CHANGED, Result.UNCHANGED)
 
 
-def _key(event: Event) -> tuple[str, str]:
-    return type(event).__name__, event.node.name
-
-
-def _words(event: Event) -> str:
-    return f"{type(event).__name__.lower()} {event.node.name}"
-
-
 def _unsolved(
     sight: Sight, views: Mapping[str, Answer], verdicts: Mapping[str, Judgement], outcomes: Mapping[str, Outcome]
 ) -> list[str]:
@@ -271,7 +305,7 @@ def _unsolved(
     for name, answer in views.items():
         if answer.failure:
             lines.append(f"{name}: {answer.failure.detail}")
-        lines += [f"{name}: {_words(held.event)} waits: {held.why}" for held in verdicts[name].held]
+        lines += [f"{name}: {held.event} waits: {held.why}" for held in verdicts[name].held]
         view = _view(answer)
         if view and name not in outcomes and not verdicts[name].held:
             lines += [f"{name}: {node} {what}" for node, what in disagreement(sight.truth, view).items()]

@@ -65,9 +65,10 @@ class Vigil:
         truth = Truth(tuple([state for state, _ in said.values()]), newest)
         return Sight(truth, {node: since for node, (_, since) in said.items()})
 
-    def refresh(self, seconds: float) -> Collection[Node]:
+    def refresh(self, seconds: float, needed: Collection[Node]) -> Collection[Node]:
         """Have every node asked anew now; one that says nothing within ``seconds`` keeps its last word.
 
+        :param needed: nodes that are waited for longer, for as long as an answer may take
         :return: those that have said something
         """
         began = time.monotonic()
@@ -77,7 +78,8 @@ class Vigil:
         with self._news:
             while True:
                 heard = [node for node in self._nodes if self._asked.get(node, 0.0) >= began]
-                left = began + seconds - time.monotonic()
+                longest = seconds if set(needed).issubset(heard) else max(seconds, self._timeout)
+                left = began + longest - time.monotonic()
                 if len(heard) == len(self._nodes) or left <= 0:
                     return heard
                 self._news.wait(left)
