@@ -44,7 +44,7 @@ class Reconcile(NamedTuple):
     :param period: seconds between two looks at the balancers
     :param settle: seconds that belong to EFM's own calls after a node has changed
     :param hold: seconds that a standby which was taken out while it is up stays out
-    :param majority: whether a host that reaches half of three or more nodes, or less, changes nothing
+    :param majority: whether a host that gets answers from half of three or more nodes, or fewer, changes nothing
     :param detach_after: seconds that a standby must have been down before it is taken out
     """
 

@@ -66,7 +66,7 @@ class Database:
 class Cluster:
     """All servers of one cluster, and the network between them and the hosts.
 
-    :ivar cut: pairs of a host's name and a database that do not reach each other
+    :ivar cut: pairs of a host's name and a database that do not reach each other, and what the host hears instead
     :ivar was_cut: there ever was such a pair
     :ivar is_calm: there are no faults any more
     :ivar changed: whenever anything has
@@ -80,7 +80,7 @@ class Cluster:
         self.simulation = simulation
         self.all = [Database(number, number > 0) for number in range(size)]
         self.writable = self.all[0]
-        self.cut: set[tuple[str, Database]] = set()
+        self.cut: dict[tuple[str, Database], Reach] = {}
         self.was_cut = False
         self.is_calm = False
         self.changed = Signal()
@@ -152,7 +152,9 @@ class Cluster:
     def answer(self, host: str, database: Database) -> NodeState:
         """What a host hears when it asks now; ``seconds`` is when it was said."""
         node, now = database.node, self.simulation.now
-        if database.life is Life.SILENT or (host, database) in self.cut:
+        if (host, database) in self.cut:
+            return NodeState(node, self.cut[host, database], seconds=now)
+        if database.life is Life.SILENT:
             return NodeState(node, Reach.NO_RESPONSE, seconds=now)
         if database.life is Life.STOPPED:
             return NodeState(node, Reach.REFUSED, seconds=now)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+from efm_lb.truth import Reach
 from faults.model.databases import Database, Life
 from faults.model.haproxy import Haproxy
 from faults.model.hosts import Host, World
@@ -306,14 +307,15 @@ class Efm:
         """One host does not reach one node, or two."""
         host = random.choice(list(self._world.hosts))
         nodes = random.sample(self._cluster.all, random.choice((1, 1, 2)))
-        pairs = {(host, node) for node in nodes}
-        self._cluster.cut |= pairs
+        heard = random.choice((Reach.NO_RESPONSE, Reach.NO_RESPONSE, Reach.REFUSED))
+        self._cluster.cut |= {(host, node): heard for node in nodes}
         self._cluster.was_cut = True
-        self._cluster.has_changed(f"{host} does not reach {', '.join(map(str, nodes))}")
+        self._cluster.has_changed(f"{host} does not reach {', '.join(map(str, nodes))}: {heard.value}")
         if random.random() < 0.4:
             self._call(random, "detach", nodes[0], "s" if nodes[0].in_recovery else "p")
         self._simulation.sleep(random.random() * 12)
-        self._cluster.cut -= pairs
+        for node in nodes:
+            self._cluster.cut.pop((host, node), None)
         self._cluster.has_changed(f"{host} reaches {', '.join(map(str, nodes))} again")
 
     def freezes(self, random: Random) -> None:

@@ -63,7 +63,8 @@ class Reconcile(BaseModel):
         default=60, description="Seconds that a standby stays out which somebody has taken out while it is up."
     )
     majority: Literal["on", "off"] = Field(
-        default="on", description="Whether a host that reaches half of three or more nodes, or less, changes nothing."
+        default="on",
+        description="Whether a host that gets answers from half of three or more nodes, or fewer, changes nothing.",
     )
 
 
