@@ -20,7 +20,6 @@ from efm_lb.errors import (
     EX_CONFIG,
     EX_NOPERM,
     EX_OK,
-    EX_SOFTWARE,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
     EX_USAGE,
@@ -32,7 +31,7 @@ from efm_lb.errors import (
 from efm_lb.events import Event, Origin, Promote
 from efm_lb.libpq import LibpqNotFoundError
 from efm_lb.maintenance import Maintenance, in_force
-from efm_lb.outcomes import Outcome, Result, exit_code_of
+from efm_lb.outcomes import Outcome, exit_code_of
 from efm_lb.probe import Answers, Probe
 from efm_lb.report import Report, as_document, as_lines
 from efm_lb.settings import settings_of

@@ -28,8 +28,6 @@ _WORK = 12.0
 """Seconds that bringing a balancer right may take after it has begun: pgpool does one thing a second, and searches."""
 _ASKED = 3.0
 """Seconds in which a follow-up may still act on what it asked before the last fault."""
-_LONGEST_PAUSE = 60.0
-"""Seconds that reconcile leaves a balancer alone that failed again and again."""
 _MARK = re.compile(
     rb" *# efm-lb: writes follow timeline [0-9]*$|^; efm-lb: writes follow timeline [0-9]*\n", re.MULTILINE
 )
@@ -147,11 +145,7 @@ def _becomes_right(world: World, efm: Efm, hosts: Sequence[Host]) -> float:
             host.forget()
         watch.forget_timelines()
         efm.last_fault = simulation.now
-    left_alone = max(
-        (memory.paused_until for host in hosts if host.rounds for memory in host.rounds._restraint._balancers.values()),
-        default=0.0,
-    )
-    began = max(efm.last_fault, min(left_alone, efm.last_fault + _LONGEST_PAUSE))
+    began = efm.last_fault
     pools = [each for each in world.balancers if isinstance(each, Pgpool)]
     patience = rhythm.settle * 2 + rhythm.detach_after + rhythm.period + _WORK
     limit = began + patience + sum(each.searches_in_vain for each in pools)

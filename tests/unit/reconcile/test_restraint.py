@@ -332,14 +332,22 @@ def test_what_failed_is_tried_again_once_somebody_else_has_changed_something(wat
     assert watch(42, "xPs", "Wda").events
 
 
+def test_what_failed_is_tried_again_once_the_databases_say_something_new(watch: Watch) -> None:
+    for now in (0, 1, 3, 7, 15, 31):
+        assert watch(now, "xPs", "Waa").events
+        watch.restraint.sent("pool1", False, now)
+    watch(32, "xss", "Waa")
+    watch(33, "xPs", "Waa")
+    assert events(watch(35, "xPs", "Waa")) == [(Promote, "db2"), (Detach, "db1")]
+
+
 def test_what_made_no_difference_holds_up_nothing_else() -> None:
     watch = Watch(POLICY._replace(majority=False))
     watch(0, "Pxx", "Wad")
-    for now in (100, 101, 103):
-        verdict = watch(now, "Pxx", "Wad")
+    for now, letters in ((100, "Pxx"), (101, "Pxx"), (103, "Pxx"), (104, "Pxs"), (105, "Pxs")):
+        verdict = watch(now, letters, "Wad")
         assert events(verdict) == [(Detach, "db2")]
         watch.restraint.sent("pool1", False, now, in_vain=verdict.events)
-    watch(104, "Pxs", "Wad")
     back = watch(106, "Pxs", "Wad")
     assert (events(back), waiting(back)) == ([(Attach, "db3")], ["it failed before"])
 

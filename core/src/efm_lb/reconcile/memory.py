@@ -40,6 +40,7 @@ class Memory:
     :ivar is_own_work: something was sent to it since
     :ivar is_unfinished: and not all of that was done: who is out may be so because of it
     :ivar put_in: the nodes that were attached by that
+    :ivar pause: seconds that it is left alone since it failed the last time, at ``failed_at``
     :ivar in_vain: events that made no difference, which alone wait for the end of the pause; empty when all do
     :ivar moved_to: the node that is not heard here and that somebody has moved the writes to
     """
@@ -53,13 +54,13 @@ class Memory:
         self.put_in: tuple[Node, ...] = ()
         self.busy_until = 0.0
         self.pause = 0.0
-        self.paused_until = 0.0
+        self.failed_at = self.paused_until = 0.0
         self.in_vain: frozenset[str] = frozenset()
         self.out: dict[Node, Out] = {}
         self.moved_to: Node | None = None
 
     def forgive(self) -> None:
-        """It was started again, or somebody has changed something there: what failed may succeed now."""
+        """Something has changed, there or at the databases: what failed may succeed now."""
         self.pause = self.paused_until = 0.0
         self.in_vain = frozenset()
 

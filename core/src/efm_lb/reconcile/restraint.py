@@ -9,8 +9,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
 - A balancer that failed is left alone for a while, twice as long each time, until it is started again, or somebody
-  else changes something there; what only made no difference there, as to take out the last one of a list that cannot be
-  empty, holds up nothing else.
+  else changes something there, or the databases say something new; what only made no difference there, as to take out
+  the last one of a list that cannot be empty, holds up nothing else.
 - A host that hears less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing. A
   node that refuses is not heard: what cuts a host off may refuse in its place.
 - Writes that were moved away from a live primary, to a node that is not heard here, were moved by somebody who sees
@@ -164,6 +164,8 @@ class Restraint:
         if why_none:
             is_wish = name in in_maintenance
             return Judgement((), tuple([Held(event, why_none, is_wish=is_wish) for event in wanted]))
+        if any(self._since(event, sight) > memory.failed_at for event in wanted):
+            memory.forgive()
         held: list[Held] = []
         events: list[Event] = []
         for event in wanted:
@@ -201,7 +203,7 @@ class Restraint:
         if promoted and memory.view and not set(writers(memory.view)) - {promoted}:
             memory.view = _with_writes(promoted, memory.view)
         memory.pause = 0.0 if is_right else min(max(_FIRST_PAUSE, 2 * memory.pause), _LONGEST_PAUSE)
-        memory.paused_until = now + memory.pause
+        memory.failed_at, memory.paused_until = now, now + memory.pause
         memory.in_vain = frozenset(map(str, in_vain))
 
     def _none_at_all(self, name: str, sight: Sight, in_maintenance: Collection[str]) -> str:
@@ -220,9 +222,7 @@ class Restraint:
         node = event.node
         if node.name in in_maintenance and not isinstance(event, Promote):  # writes must never stay on a dead primary
             return f"{node.name} is in maintenance", float("inf")
-        settled = (self._down[node] if isinstance(event, Detach) else sight.since[node]) + self._policy.settle
-        if not isinstance(event, Detach) and sight.truth.primary:
-            settled = max(settled, sight.since[sight.truth.primary] + self._policy.settle)
+        settled = self._since(event, sight) + self._policy.settle
         elsewhere = memory.moved_to
         if isinstance(event, Promote) and elsewhere and not sight.is_majority:
             return f"somebody has moved the writes to {elsewhere.name}, which does not answer here", float("inf")
@@ -243,6 +243,13 @@ class Restraint:
         if not isinstance(event, Detach) and out and out.role is sight.truth.role(node) and out.until > now:
             return f"{node.name} was taken out while it was up: somebody wants it so", out.until
         return "", now
+
+    def _since(self, event: Event, sight: Sight) -> float:
+        """Since when the databases say what makes an event wanted."""
+        if isinstance(event, Detach):
+            return self._down[event.node]
+        primary = sight.truth.primary
+        return max(sight.since[event.node], sight.since[primary] if primary else 0.0)
 
     def _remember_primaries(self, truth: Truth) -> None:
         """Keep who was a primary, and on which timeline, until it answers anything else: it may only be restarted."""
