@@ -26,7 +26,7 @@ class Record(NamedTuple):
     :param at: when it was made
     :param call: the name of the call that it belongs to
     :param pid: the process that wrote it
-    :param what: ``call``, ``decision`` or ``outcome``
+    :param what: ``call``, ``decision``, ``outcome`` or ``again``
     :param fields: everything in it, see `efm_lb.journal`
     """
 
@@ -65,6 +65,7 @@ class Attempt(NamedTuple):
     :param call: None when its beginning is missing, for the journal no longer has it
     :param decision: None when it was not reached, and on a balancer's own host
     :param outcome: None when it never ended, or has not yet
+    :param again: when the same was done once more, by reconcile; what came of it is told when it was something else
     """
 
     at: datetime
@@ -72,6 +73,7 @@ class Attempt(NamedTuple):
     call: Mapping[str, Any] | None = None
     decision: Record | None = None
     outcome: Record | None = None
+    again: tuple[datetime, ...] = ()
 
     @property
     def is_follow_up(self) -> bool:
@@ -202,6 +204,10 @@ def past_calls(records: Iterable[Record]) -> tuple[PastCall, ...]:
     calls: dict[str, list[Attempt]] = {}
     under_way: dict[tuple[str, int], int] = {}
     for record in records:
+        if record.what == "again":
+            if attempts := calls.get(record.call, []):
+                attempts[-1] = attempts[-1]._replace(again=(*attempts[-1].again, record.at))
+            continue
         attempts = calls.setdefault(record.call, [])
         key = (record.call, record.pid)
         number = under_way.get(key)

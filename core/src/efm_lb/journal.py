@@ -65,16 +65,21 @@ class Journal:
         self._failure = ""
 
     @property
+    def is_behind(self) -> bool:
+        """The disk has not taken all of it yet."""
+        return bool(self._last and self._last.is_running)
+
+    @property
     def failure(self) -> str:
         """What a person must know, in words; empty when nothing."""
-        if self._last and self._last.is_running:
+        if self.is_behind:
             return self._failure or f"not journalled: {self._path}: the disk has not taken it in time"
         return self._failure
 
     def record(self, what: str, **fields: Value) -> None:
         """Append one record, soon.
 
-        :param what: ``call``, ``decision`` or ``outcome``
+        :param what: ``call``, ``decision`` or ``outcome``; ``again`` for what is done once more, as in that call
         :param fields: JSON values; never a secret
         """
         now = time.time()

@@ -351,7 +351,7 @@ class _Probe:
 
 
 class _Journal:
-    failure = ""
+    failure, is_behind = "", False
 
     def __init__(self, path: str, call: str) -> None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -183,6 +184,21 @@ def test_what_is_sent_in_vain_fills_no_journal(world: World, answer: Outcome) ->
     assert world.told
     records = world.journal.read_text().count('"record": "outcome"')
     assert records == len(set(map(str, world.told)))
+
+
+def test_each_try_is_written_down_before_it_is_made(world: World) -> None:
+    world.answer = Outcome(Result.TEMPORARY, "no answer")
+    at_work: list[list[str]] = []
+
+    def take(event: Event) -> Outcome:
+        at_work.append(re.findall('"record": "(.*?)"', world.journal.read_text()))
+        return World.take(world, event)
+
+    world.take = take  # type: ignore[method-assign]
+    assert until(lambda: len(at_work) > 2, world, 20)
+    assert at_work == [
+        ["call", "decision", *more] for more in ([], ["outcome", "again"], ["outcome", "again", "again"])
+    ]
 
 
 def test_a_failure_that_comes_back_is_written_down_again(world: World) -> None:

@@ -35,6 +35,9 @@ _AGAIN = 0.5
 """Seconds until the next look when a call of EFM's was in the way."""
 
 
+_DAY = 86400.0
+
+
 class Round(NamedTuple):
     """What came of one round.
 
@@ -48,6 +51,24 @@ class Round(NamedTuple):
     outcomes: Mapping[str, Outcome]
     is_right: bool
     next_look: float
+
+
+class _Vain(NamedTuple):
+    """What was sent in vain the last time.
+
+    :param said: what came of it
+    :param call: the name of the first time, in the journal
+    :param at: when that was, by ``time.monotonic()``
+    """
+
+    said: str
+    call: str
+    at: float
+
+    @property
+    def is_of_today(self) -> bool:
+        """Once a day it is told in full again: the journal keeps nothing for ever."""
+        return time.monotonic() < self.at + _DAY
 
 
 class Rounds:
@@ -66,7 +87,8 @@ class Rounds:
         self._kept = self._state.reconciled
         self._recall()
         self._dispatcher = Dispatcher(configuration)
-        self._in_vain: dict[tuple[str, str], str] = {}
+        self._in_vain: dict[tuple[str, str], _Vain] = {}
+        self._again = self._journal("")
         self._locked_since = float("inf")
         self._cut_short = -float("inf")
         self._behind: frozenset[str] = frozenset()
@@ -246,44 +268,73 @@ class Rounds:
             ]
             if not names:
                 continue
-            # What is sent again in vain, and with the same result, must not fill the journal for hours.
-            is_again = all(self._in_vain.get((name, str(event))) for name in names)
-            journal = None if is_again else self._announced(event, truth)
+            again = [last for name in names if (last := self._in_vain.get((name, str(event)))) and last.is_of_today]
+            is_again = len(again) == len(names)
+            call = again[0].call if is_again else new_call()
+            journal = self._announced_again(call) if is_again else self._announced(event, truth, call)
             outcomes = self._dispatcher.among(names).send(event, deadline)
             for outcome in outcomes:
                 done[outcome.balancer].append((event, outcome))
-            self._record(event, truth, outcomes, journal)
+            if is_again and self._is_known(event, outcomes):
+                self._complain(journal)
+                continue
+            if is_again:
+                call = new_call()
+                journal = self._announced(event, truth, call)
+            self._record(event, outcomes, journal, call)
         return {name: sent for name, sent in done.items() if sent}
 
-    def _announced(self, event: Event, truth: Truth) -> Journal:
+    def _announced(self, event: Event, truth: Truth, call: str) -> Journal:
         """Journal what is about to be sent."""
-        configuration = self._configuration
-        journal = Journal(f"{configuration.state_dir}/{configuration.cluster}.journal", new_call())
+        journal = self._journal(call)
         journal.record("call", kind="reconcile", host=event.node.name, type=None, follow_up=False)
         decision = Decision(Verdict.ACT, "a balancer disagrees with the databases", event)
         journal.record("decision", **decided(decision, truth))
         journal.settle(BEFORE_ACTING)
         return journal
 
-    def _record(self, event: Event, truth: Truth, outcomes: Sequence[Outcome], journal: Journal | None) -> None:
+    def _announced_again(self, call: str) -> Journal:
+        """Journal that something is about to be sent once more, in a few words: it may go on for weeks.
+
+        :param call: the first time
+        """
+        if self._again.is_behind:  # the disk hangs: another thread must not wait for it each time
+            return self._again
+        self._again = self._journal(call)
+        self._again.record("again")
+        self._again.settle(BEFORE_ACTING)
+        return self._again
+
+    def _journal(self, call: str) -> Journal:
+        return Journal(f"{self._configuration.state_dir}/{self._configuration.cluster}.journal", call)
+
+    def _is_known(self, event: Event, outcomes: Sequence[Outcome]) -> bool:
+        """Whether the same came of it as the last time."""
+        known = [self._in_vain[outcome.balancer, str(event)].said for outcome in outcomes]
+        return known == [_in_vain(outcome) for outcome in outcomes]
+
+    def _record(self, event: Event, outcomes: Sequence[Outcome], journal: Journal, call: str) -> None:
         """Journal what came of it."""
-        is_old = True
         for outcome in outcomes:
-            key = outcome.balancer, str(event)
-            in_vain = "" if outcome.result is Result.CHANGED else f"{outcome.result.value}: {outcome.detail}"
-            is_old = is_old and bool(in_vain) and self._in_vain.get(key) == in_vain
-            self._in_vain[key] = in_vain
-        if journal is None and is_old:
-            return
-        journal = journal or self._announced(event, truth)
+            self._in_vain.pop((outcome.balancer, str(event)), None)
+            if said := _in_vain(outcome):
+                self._in_vain[outcome.balancer, str(event)] = _Vain(said, call, time.monotonic())
         journal.record("outcome", exit_code=exit_code_of(outcomes), outcomes=outcomes_of(outcomes))
         journal.settle(AT_LAST)
+        self._complain(journal)
+
+    def _complain(self, journal: Journal) -> None:
         if journal.failure and journal.failure not in self._complaints:
             self._complaints.append(journal.failure)
 
 
 def _view(answer: Answer) -> View | None:
     return answer.value if isinstance(answer.value, View) else None
+
+
+def _in_vain(outcome: Outcome) -> str:
+    """What came of something that made no difference; empty when it made one."""
+    return "" if outcome.result is Result.CHANGED else f"{outcome.result.value}: {outcome.detail}"
 
 
 def _said(truth: Truth) -> list[tuple[object, ...]]:
