@@ -282,16 +282,23 @@ class _Vigil:
         return Sight(Truth(tuple(states), newest), since)
 
     def refresh(self, seconds: float, needed: Collection[Node]) -> list[Node]:
-        world = self._world
-        world.simulation.pause(0.001, 0.01)
-        heard = []
-        for database in world.cluster.all:
-            state = world.cluster.answer(self._host, database)
-            if state.reach is not Reach.NO_RESPONSE:
+        """Each node answers at a moment of its own, and is slow now and then."""
+        cluster, simulation = self._world.cluster, self._world.simulation
+        began, random = simulation.now, simulation.random
+        moments = [(random.random() * (1.5 if random.random() < 0.03 else 0.01), each) for each in cluster.all]
+        heard: list[Node] = []
+
+        def until() -> float:
+            return began + (seconds if set(needed).issubset(heard) else max(seconds, self._timeout))
+
+        for moment, database in sorted(moments, key=lambda each: each[0]):
+            simulation.wait(max(simulation.now, min(began + moment, until())))
+            state = cluster.answer(self._host, database)
+            if began + moment <= until() and state.reach is not Reach.NO_RESPONSE:
                 self._take(database, state)
                 heard.append(database.node)
-        if len(heard) < len(world.cluster.all):
-            world.simulation.sleep(seconds)
+        if len(heard) < len(cluster.all):
+            simulation.wait(max(simulation.now, until()))
         return heard
 
     def wait(self, until: float) -> bool:
