@@ -83,9 +83,9 @@ def moment(text: str, now: datetime) -> datetime:
     :raises CallError: it is neither a time ago nor a time
     """
     ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if ago:
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago:
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise CallError(
