@@ -20,7 +20,11 @@ def _end(number: int, frame: object) -> None:
 
 def _code() -> int:
     """EX_TEMPFAIL, as for every hook run that is terminated; but EFM's monitor must not promote anybody for that."""
-    return 0 if "--custom-monitor" in argv else 75
+    return 0 if _is_monitor() else 75
+
+
+def _is_monitor() -> bool:
+    return any(word.partition("=")[0] == "--custom-monitor" for word in argv)
 
 
 _usual = [(number, signal(number, _end)) for number in (SIGTERM, SIGINT)]
@@ -36,9 +40,14 @@ def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     try:
         from efm_lb.__main__ import main
-    except (OSError, ImportError, MemoryError) as error:  # too few file descriptors, say
+    except Exception as error:  # too few file descriptors, say
+        line = f"efm-lb: cannot begin: {error}"
         try:
-            write(1, f"efm-lb: cannot begin: {error}\n".encode("utf-8", "backslashreplace"))
+            write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+            if _is_monitor():
+                from efm_lb.system_log import complain
+
+                complain([line])
         finally:
             _exit(_code())
     main()

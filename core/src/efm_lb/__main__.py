@@ -7,7 +7,7 @@ import os
 import sys
 
 import efm_lb_main
-from efm_lb.command_line import APPLY, CUSTOM_MONITOR, HOOKS, RECONCILE
+from efm_lb.command_line import APPLY, HOOKS, RECONCILE, is_monitor
 from efm_lb.errors import EX_OK, printable, unforeseen
 
 __all__ = ["main"]
@@ -20,12 +20,17 @@ def main() -> None:
     """Run the command line in ``sys.argv`` and end the process with its exit code."""
     try:
         _run()
-    except (OSError, ImportError, MemoryError) as error:  # a module of ours cannot be read
+    except Exception as error:  # a module of ours cannot be read, say
         code, why = unforeseen(error)
+        line = f"efm-lb: {printable(why)}"
         try:
-            os.write(1, f"efm-lb: {printable(why)}\n".encode("utf-8", "backslashreplace"))
+            os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+            if is_monitor(sys.argv):
+                from efm_lb.system_log import complain
+
+                complain([line])
         finally:
-            os._exit(EX_OK if CUSTOM_MONITOR in sys.argv else code)
+            os._exit(EX_OK if is_monitor(sys.argv) else code)
 
 
 def _run() -> None:
@@ -52,6 +57,10 @@ def _run() -> None:
         from efm_lb.reconcile.service import main as reconcile
 
         os._exit(reconcile(argv[1:]))
+    if is_monitor(argv) and "--help" not in argv and "-h" not in argv:
+        from efm_lb.reconcile.service import refuse
+
+        os._exit(refuse(argv))
     from efm_lb.commands.app import run
 
     efm_lb_main.as_usual()

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["APPLY", "CUSTOM_MONITOR", "HOOKS", "RECONCILE", "VALUED", "valued"]
+__all__ = ["APPLY", "CUSTOM_MONITOR", "HOOKS", "RECONCILE", "VALUED", "is_monitor", "valued"]
 
 HOOKS = ("attach", "detach", "promote")
 APPLY = "apply"
@@ -17,6 +17,11 @@ CUSTOM_MONITOR = "--custom-monitor"
 """Of reconcile: EFM takes any other exit code than 0 for a failed database, whatever it is that failed."""
 VALUED = ("--cluster", "--env-file", "--follow-up", "--call")
 """The options of a hook that have a value."""
+
+
+def is_monitor(argv: Sequence[str]) -> bool:
+    """Whether EFM's custom monitor is asked for, be it in a wrong way: it must not make EFM promote."""
+    return any(word.partition("=")[0] == CUSTOM_MONITOR for word in argv)
 
 
 def valued(argv: Sequence[str], names: Collection[str]) -> tuple[list[str], dict[str, str]]:

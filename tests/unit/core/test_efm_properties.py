@@ -148,6 +148,8 @@ def test_an_agent_that_dies(good: dict[str, str], value: str | None, path: str, 
         ("reconcile --watch", "true", [MONITOR]),
         ("reconcile --custom-monitor --cluster x", "true", [MONITOR]),
         ("reconcile --nonsense", "true", [MONITOR]),
+        ("--cluster efm reconcile --custom-monitor", "true", [MONITOR]),
+        ("reconcile --custom-monitor=1", "true", [MONITOR]),
         ("check", None, []),
     ],
 )

@@ -124,3 +124,80 @@ def test_no_file_gets_the_number_of_a_standard_stream_that_was_closed(closed: st
     """What is printed would go there: a database, a load balancer's console."""
     argv = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", OPEN, "attach", "db1"]
     assert subprocess.run(argv, capture_output=True, check=False, timeout=60).returncode == 0b111
+
+
+# What the console script does, with the system's log on standard error.
+LOGGED = """
+import sys, syslog
+syslog.syslog = lambda priority, line: print(line, file=sys.stderr)
+from {module} import {attribute} as main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reconcile", "--custom-monitor", "--wacth"),
+        ("reconcile", "--custom-monitor=1"),
+        ("reconcile", "--cluster", "--custom-monitor"),
+        ("--cluster", "efm", "reconcile", "--custom-monitor"),
+        ("--custom-monitor=1", "reconcile"),
+        ("--custom-monitor",),
+        ("reconcil", "--custom-monitor"),
+        ("status", "--custom-monitor", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_whatever_is_wrong_with_the_line_of_the_monitor_does_not_make_efm_promote(words: tuple[str, ...]) -> None:
+    (command,) = entry_points(group="console_scripts", name="efm-lb")
+    script = LOGGED.format(module=command.module, attribute=command.attr)
+    done = subprocess.run([sys.executable, "-I", "-c", script, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done
+    assert "Usage" not in done.stdout
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("efm-lb reconcile: ")
+    if "--json" not in words:
+        assert done.stdout == f"{told}\n"
+
+
+def test_the_help_about_the_monitor_is_no_failure() -> None:
+    (command,) = entry_points(group="console_scripts", name="efm-lb")
+    script = LOGGED.format(module=command.module, attribute=command.attr)
+    argv = [sys.executable, "-I", "-c", script, "reconcile", "--custom-monitor", "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage" in done.stdout
+
+
+# A module that cannot be imported, for whatever reason: cut off by a power loss, say.
+BROKEN = """
+import sys, syslog
+syslog.syslog = lambda priority, line: print(line, file=sys.stderr)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == broken:
+            raise EOFError("marshal data too short")
+
+broken = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder())
+from {module} import {attribute} as main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["efm_lb.errors", "efm_lb.reconcile.service", "efm_lb.libpq"])
+@pytest.mark.parametrize(
+    ("words", "is_monitor"), [(["--custom-monitor"], True), (["--custom-monitor=1"], True), ([], False)]
+)
+def test_a_module_that_cannot_be_read_is_a_line(words: list[str], is_monitor: bool, module: str) -> None:
+    (command,) = entry_points(group="console_scripts", name="efm-lb")
+    script = BROKEN.format(module=command.module, attribute=command.attr)
+    argv = [sys.executable, "-I", "-c", script, module, "reconcile", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("efm-lb: ")
+    assert "marshal data too short" in line
+    assert done.stderr == (f"{line}\n" if is_monitor else "")
+    assert done.returncode == 0 if is_monitor else done.returncode in (70, 75)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from efm_lb.calls import Kind, parse
-from efm_lb.command_line import RECONCILE
+from efm_lb.command_line import RECONCILE, is_monitor
 from efm_lb.errors import CallError, NotReadableError
 from efm_lb.reconcile.service import parse as parse_reconcile
 from efm_lb.views import Finding, Severity
@@ -186,11 +186,13 @@ def _monitor(given: Mapping[str, str], cluster: str) -> Iterator[Finding]:
     """The custom monitor: EFM takes its failure for that of the database."""
     line = given.get(_MONITOR, "")
     words = _own(line)
-    if words is None or words[:1] != [RECONCILE]:
+    if words is None or (words[:1] != [RECONCILE] and not is_monitor(words)):
         return
     remedy = f"{_MONITOR}=/opt/efm-lb/bin/efm-lb reconcile --custom-monitor"
     problems = list(_command(line))
     try:
+        if words[0] != RECONCILE:
+            raise CallError(f"the word {RECONCILE} comes before all options")
         arguments = parse_reconcile(words[1:])
     except CallError as error:
         problems.append((Severity.ERROR, str(error)))

@@ -14,11 +14,12 @@ from ctypes import CDLL
 from typing import NamedTuple
 
 from efm_lb import compiled, signals
-from efm_lb.command_line import valued
+from efm_lb.command_line import CUSTOM_MONITOR, RECONCILE, is_monitor, valued
 from efm_lb.configuration import Configuration
 from efm_lb.errors import (
     EX_OK,
     EX_TEMPFAIL,
+    EX_USAGE,
     CallError,
     EfmLbError,
     NotInstalledError,
@@ -35,7 +36,7 @@ from efm_lb.sources import gather
 from efm_lb.state import write_all
 from efm_lb.system_log import complain
 
-__all__ = ["Arguments", "main", "parse"]
+__all__ = ["Arguments", "main", "parse", "refuse"]
 
 SCHEMA = "efm-lb/reconcile/v1"
 _M_ARENA_MAX = -8
@@ -65,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
     :param argv: the command line without the program's name and without ``reconcile``
     :return: 0 when every balancer is right or rightly left alone, 75 when not; see `efm_lb.errors` for the others
     """
-    is_monitor = "--custom-monitor" in argv
     problems: Sequence[str] = ()
     try:
         try:
@@ -81,6 +81,21 @@ def main(argv: Sequence[str]) -> int:
         code, problems = EX_TEMPFAIL, ["terminated by a signal before it was done"]
         if "--watch" in argv:  # it never is
             code, problems = EX_OK, ()
+    return _ended(argv, code, problems)
+
+
+def refuse(argv: Sequence[str]) -> int:
+    """Say that a command line asks for ``--custom-monitor``, and does not begin with ``reconcile``.
+
+    :param argv: the command line without the program's name
+    :return: 0, for EFM's sake
+    """
+    options = f"efm-lb {RECONCILE} {CUSTOM_MONITOR} [--cluster NAME] [--env-file FILE]"
+    return _ended(argv, EX_USAGE, [f"{CUSTOM_MONITOR} needs the word {RECONCILE} before all options: {options}"])
+
+
+def _ended(argv: Sequence[str], code: int, problems: Sequence[str]) -> int:
+    """Say why it ends; the exit code."""
     lines = [printable(f"efm-lb reconcile: {problem}") for problem in problems]
     if problems and "--json" in argv:
         from efm_lb.failure import as_document
@@ -89,9 +104,11 @@ def main(argv: Sequence[str]) -> int:
     else:
         for line in lines:
             _say(line)
-    if is_monitor and lines:
+    if not is_monitor(argv):
+        return code
+    if lines:
         complain(lines)  # EFM takes no notice of what a monitor says that ends with 0
-    return EX_OK if is_monitor else code
+    return EX_OK
 
 
 def parse(argv: Sequence[str]) -> Arguments:
