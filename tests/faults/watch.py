@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from efm_lb.rehearsal import sql
@@ -102,12 +102,15 @@ class Watch:
 
 
 class Service:
-    """An ``efm-lb reconcile --watch`` at work."""
+    """An ``efm-lb reconcile --watch`` at work.
 
-    def __init__(self, env_file: Path) -> None:
+    :param limited: makes another command line of its own
+    """
+
+    def __init__(self, env_file: Path, limited: Callable[[Sequence[str]], Sequence[str]] = tuple) -> None:
         self._log = env_file.with_suffix(".log")
         with self._log.open("w") as log:
-            argv = [*EFM_LB, "reconcile", "--watch", f"--env-file={env_file}"]
+            argv = limited([*EFM_LB, "reconcile", "--watch", f"--env-file={env_file}"])
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=dict(BARE_ENVIRONMENT), cwd="/")
 
     @property

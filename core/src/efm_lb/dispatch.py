@@ -44,11 +44,20 @@ class _Adapter:
     def __init__(self, source: AdapterSource) -> None:
         self.source = source
         self._hooks: Any = None
+        self.load()
+
+    def load(self) -> None:
+        """Begin to import it."""
         self._failure: TemporaryError | PermanentError | None = None
         try:
             self._loading = Background(self._load)
         except RuntimeError as error:  # no more threads for this user
             self._failure = TemporaryError(f"{self} was not imported: {error}")
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether its import has failed for want of something that this process may have later."""
+        return isinstance(self._failure, TemporaryError)
 
     def _load(self) -> None:
         try:
@@ -59,11 +68,12 @@ class _Adapter:
         except Exception as error:  # no file descriptor left to read them, say
             self._failure = TemporaryError(f"{self} was not imported: {_where(error)}")
             return
-        self._hooks = manager.hook
         reason = failures.get(self.source.name, "")
         if reason:
             failed = TemporaryError if lack(reason) else PermanentError
             self._failure = failed(f"{self} cannot be used: {reason}")
+        else:
+            self._hooks = manager.hook
 
     def hook(self, name: str, deadline: float) -> Any:
         """The caller of one hook.
@@ -127,6 +137,12 @@ class Dispatcher:
         for name, way in self._ways.items():
             if not isinstance(way, _Adapter):
                 way.connect(clients.pop(name, None))
+
+    def reimport(self) -> None:
+        """Begin to import anew the adapters whose import has failed for want of threads, descriptors or memory."""
+        for way in dict.fromkeys(self._ways.values()):
+            if isinstance(way, _Adapter) and way.is_lacking:
+                way.load()
 
     def only(self, name: str) -> Dispatcher:
         """The same for one balancer alone; nothing is imported anew."""

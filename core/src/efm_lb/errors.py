@@ -42,7 +42,10 @@ EX_CONFIG = 78
 """Wrong settings."""
 
 
+_NO_MEMORY = "no memory is left"
+"""Python's own error says nothing."""
 _LACKS = (
+    _NO_MEMORY,
     "Too many open files",
     "Cannot allocate memory",
     "failed to map segment",  # the dynamic linker's words for it
@@ -67,7 +70,7 @@ def lack(error: BaseException | str) -> str:
     if any(words in text for words in _LACKS):
         return text
     if isinstance(error, MemoryError):
-        return text or "no memory is left"
+        return text or _NO_MEMORY
     # A module that cannot be read is taken by another one for one that is not installed.
     return lack(error.__context__) if isinstance(error, ImportError) and error.__context__ else ""
 

@@ -10,6 +10,7 @@ from pluggy import PluginManager
 
 from efm_lb import hookspecs
 from efm_lb.configuration import AdapterSource
+from efm_lb.errors import lack
 
 __all__ = ["register"]
 
@@ -42,7 +43,9 @@ def _register(manager: PluginManager, source: AdapterSource) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: it is some module's idea of saying that it cannot start
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        said = f"{type(error).__name__}: {error}"
+        lacking = lack(error)
+        return " ".join((said if lacking in said else f"{said} ({lacking})").split())
 
 
 def _plugin(source: AdapterSource) -> Any:

@@ -6,6 +6,7 @@ another. It must say so in a line, hold no node for dead because of it, and leav
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
@@ -145,6 +146,36 @@ def test_the_service_runs_out_of_them(stand: Stand, more: int) -> None:
         assert wait_until(lambda: not wrong(stand), timeout=20, interval=0.1), service.output
         assert "Traceback" not in service.output
         assert "a bug in efm-lb" not in service.output, service.output
+
+
+def test_the_service_begins_with_too_few(stand: Stand) -> None:
+    """With the fewest that it goes on with; then it gets as many as it likes. A standby has stopped before."""
+    stand.go_round()
+    stand.start_over()
+    standby, other = stand.cluster.standbys
+    standby.stop()
+    with begun_with_few(stand) as service:
+        _, hard = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert wait_until(lambda: not wrong(stand), timeout=20, interval=0.1), service.output
+        assert [balancer.beliefs()[other.number].reads for balancer in stand.balancers] == [True] * 3, service.output
+        standby.start()
+        assert wait_until(lambda: not wrong(stand), timeout=20, interval=0.1), service.output
+        assert "Traceback" not in service.output
+        assert "a bug in efm-lb" not in service.output, service.output
+
+
+def begun_with_few(stand: Stand) -> Service:
+    """A service that lacks descriptors, and says so, but not so many that it ends."""
+    for limit in range(FEWEST, MOST):
+        service = Service(stand.env_file, functools.partial(limited, "RLIMIT_NOFILE", limit))
+        wait_until(lambda service=service: not service.is_running or bool(service.output), timeout=5)
+        time.sleep(2)
+        if service.is_running and "Too many open files" in service.output:
+            print(f"{limit} descriptors", flush=True)
+            return service
+        service.__exit__()
+    raise AssertionError("it has all that it needs, or ends")
 
 
 def wrong(stand: Stand) -> list[str]:

@@ -168,6 +168,64 @@ def test_an_adapter_for_whose_import_there_is_no_thread_left(
     assert outcome.detail == "adapter one (dist-one 1.2) was not imported: can't start new thread"
 
 
+def test_what_there_was_no_thread_for_is_imported_when_there_is(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(background, "start_new_thread", fail)
+        dispatcher = Dispatcher(configure(one=lambda event: Outcome.changed("done")))
+        dispatcher.reimport()
+    dispatcher.reimport()
+    (outcome,) = dispatcher.only("one").send(EVENT, soon(5))
+    assert outcome.result is Result.CHANGED, outcome.detail
+
+
+COUNTED = """
+import sys
+sys.tried.append(__name__)
+if len(sys.tried) < 3:
+    try:
+        raise {error}
+    except OSError:
+        import of_what_is_not_there
+from efm_lb import Outcome, hookimpl
+
+@hookimpl
+def efm_lb_attach(event):
+    return Outcome.changed("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "results"),
+    [
+        ('ImportError("libz.so: failed to map segment")', [Result.TEMPORARY, Result.TEMPORARY, Result.CHANGED]),
+        ('OSError(24, "Too many open files")', [Result.TEMPORARY, Result.TEMPORARY, Result.CHANGED]),
+        ("MemoryError", [Result.TEMPORARY, Result.TEMPORARY, Result.CHANGED]),
+        ('ImportError("no such symbol")', [Result.PERMANENT] * 3),
+    ],
+)
+def test_what_a_lack_has_kept_from_being_imported_is_tried_again(
+    error: str, results: list[Result], configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lack, too, that a module has taken for a package that is not installed; what is broken stays so."""
+    (tmp_path / "counted_adapter_module.py").write_text(COUNTED.format(error=error))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "tried", [], raising=False)
+    monkeypatch.delitem(sys.modules, "counted_adapter_module", raising=False)
+    source = AdapterSource("counted", "counted_adapter_module", "", "dist-counted", "1")
+    configuration = configure()._replace(balancers=(Balancer("a", "counted", {}),), adapters=(source,))
+    dispatcher = Dispatcher(configuration)
+    found = []
+    for _ in results:
+        found += [outcome.result for outcome in dispatcher.send(EVENT, soon(5))]
+        dispatcher.reimport()
+    assert found == results
+
+
 def test_a_plugin_that_cannot_be_imported_disables_only_itself(configure: Configure) -> None:
     configuration = configure(ok=lambda event: Outcome.changed("done"))
     gone = AdapterSource("gone", "no_such_adapter_module", "", "dist-gone", "3")

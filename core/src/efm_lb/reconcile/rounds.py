@@ -100,6 +100,7 @@ class Rounds:
         :param patience: seconds to wait for a call of EFM's that is at work
         """
         until = time.monotonic() + patience
+        self._dispatcher.reimport()
         self._sight()  # the first one waits for the databases: what a balancer believes must not grow old meanwhile
         parts: list[tuple[Round, bool]] = []
         silent = set(self._dispatcher.names)
