@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from efm_lb import journal
 from efm_lb.commands.explain import CHAPTERS, find
 from efm_lb.commands.history import LIMIT, _abbreviated, moment, reading_of
 from efm_lb.errors import CallError, NotReadableError
@@ -179,7 +181,7 @@ def test_what_is_asked_for(host: Host) -> None:
 def test_the_beginning_of_an_interrupted_call_is_enough(host: Host) -> None:
     host.call("a1", exit_code=None)
     first, second = host.run().splitlines()
-    assert first.endswith("attach db2 primary: began and never ended")
+    assert first.endswith("attach db2 primary: no end was written down")
     assert second == "    db2 is what it is"
 
 
@@ -196,11 +198,48 @@ def test_a_call_that_is_at_work_is_no_lost_one(host: Host) -> None:
                 host.call("b1", "promote", exit_code=None)
             assert [line.rpartition(": ")[2] for line in host.run().splitlines()[::2]] == [
                 "at work",
-                "began and never ended",
+                "no end was written down",
             ]
             assert f"it is at work, as process {process.pid}" in host.advice("a1")
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("kind", "follow_up", "seconds", "is_at_work"),
+    [
+        ("reconcile", False, 10, True),
+        ("reconcile", False, 100, False),
+        ("attach", False, 100, True),
+        ("attach", False, 200, False),
+        ("attach", True, 200, True),
+        ("attach", True, 300, False),
+    ],
+)
+def test_what_began_longer_ago_than_it_may_take_is_not_at_work(
+    kind: str, follow_up: bool, seconds: float, is_at_work: bool, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a process of that number lives: the disk was full when the service had done it, say."""
+    clock = SimpleNamespace(**vars(time))
+    clock.time = lambda: time.time() - seconds
+    monkeypatch.setattr(journal, "time", clock)
+    sleeper = "import sys, time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", sleeper, kind], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "getpid", lambda: process.pid)
+                host.call("a1", kind, exit_code=None, follow_up=follow_up)
+            ((attempt,),) = (call["attempts"] for call in json.loads(host.run("--json"))["calls"])
+            assert attempt["state"] == ("at work" if is_at_work else "no end was written down")
+            text = host.run("show", "a1")
+        finally:
+            process.kill()
+    assert (f"  It is still at work, as process {process.pid}.\n" in text) is is_at_work
+    assert (f"Nothing yet: it is at work, as process {process.pid}.\n" in text) is is_at_work
+    assert ("  No end of it was written down.\n" in text) is not is_at_work
+    assert ("took no record of its end" in text) is not is_at_work
 
 
 def test_a_damaged_line_is_said_and_costs_nothing_else(host: Host) -> None:
@@ -344,7 +383,8 @@ def test_many_that_came_to_the_same_are_told_once(host: Host) -> None:
         (
             None,
             {},
-            "The process was killed, or the host lost power.\n  What the load balancers were told is not known.",
+            "The process was killed, the host lost power, or the disk, full or hung, took no record of its end.\n"
+            "  What the load balancers were told is not known.",
         ),
     ],
 )

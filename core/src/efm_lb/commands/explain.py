@@ -97,14 +97,14 @@ def _lines(
     yield f"call {call.name} of cluster {configuration.cluster}; times are {now:UTC%z}"
     for group in folded(call.attempts):
         yield ""
-        yield from _told(group)
+        yield from _told(group, configuration.deadline)
     yield ""
     yield "What to do now"
-    for line in _advice(call, later, options, now):
+    for line in _advice(call, later, configuration, options, now):
         yield f"  {line}"
 
 
-def _told(group: Sequence[Attempt]) -> Iterator[str]:
+def _told(group: Sequence[Attempt], deadline: float) -> Iterator[str]:
     """One attempt, or several of a follow-up that came to the same: the last one, with a count."""
     attempt = group[-1]
     said = attempt.call or {}
@@ -126,7 +126,7 @@ def _told(group: Sequence[Attempt]) -> Iterator[str]:
     yield from _databases(attempt)
     yield from _decision(attempt)
     yield from _balancers(attempt)
-    yield from _end(attempt)
+    yield from _end(attempt, deadline)
 
 
 def _databases(attempt: Attempt) -> Iterator[str]:
@@ -190,10 +190,10 @@ def _by(outcome: Mapping[str, Any]) -> str:
     return f" [{by}]" if by and not str(outcome.get("detail")).startswith(by) else ""
 
 
-def _end(attempt: Attempt) -> Iterator[str]:
+def _end(attempt: Attempt, deadline: float) -> Iterator[str]:
     if attempt.outcome is None:
-        state = state_of(attempt)
-        yield f"  It is still at work, as process {attempt.pid}." if state == RUNNING else "  It began and never ended."
+        is_running = state_of(attempt, deadline) == RUNNING
+        yield f"  It is still at work, as process {attempt.pid}." if is_running else "  No end of it was written down."
         return
     for note in attempt.notes:
         yield f"  Note: {note}"
@@ -210,7 +210,9 @@ def _due(attempt: Attempt) -> datetime:
     return ended + timedelta(seconds=attempt.again_after or 0.0)
 
 
-def _advice(call: PastCall, later: Sequence[PastCall], options: Sequence[str], now: datetime) -> Iterator[str]:
+def _advice(
+    call: PastCall, later: Sequence[PastCall], configuration: Configuration, options: Sequence[str], now: datetime
+) -> Iterator[str]:
     attempt = call.attempts[-1]
     words = " ".join(map(shlex.quote, options))
     look = f"efm-lb status{' ' * bool(words)}{words}"
@@ -221,11 +223,11 @@ def _advice(call: PastCall, later: Sequence[PastCall], options: Sequence[str], n
     if newer:
         yield "The node was called about again since. Look at that call first:"
         yield f"    efm-lb history show {newer.name}{' ' * bool(words)}{words}"
-    if attempt.outcome is None and state_of(attempt) == RUNNING:
+    if attempt.outcome is None and state_of(attempt, configuration.deadline) == RUNNING:
         yield f"Nothing yet: it is at work, as process {attempt.pid}."
         return
     if attempt.outcome is None:
-        yield "The process was killed, or the host lost power."
+        yield "The process was killed, the host lost power, or the disk, full or hung, took no record of its end."
         if attempt.decision or "balancer" in (attempt.call or {}):
             yield "What the load balancers were told is not known."
         else:
@@ -233,7 +235,7 @@ def _advice(call: PastCall, later: Sequence[PastCall], options: Sequence[str], n
     elif attempt.exit_code is None:
         yield "The journal of the host that asked has the same call, and what the other load balancers did."
     elif attempt.exit_code == EX_OK and attempt.is_follow_up:
-        if state_of(attempt) == RUNNING:
+        if state_of(attempt, configuration.deadline) == RUNNING:
             yield f"Nothing yet: the follow-up, process {attempt.pid}, will judge the call again."
             return
         yield "The follow-up has ended, and a load balancer is still not told."

@@ -53,7 +53,7 @@ def history(
         print(f"({left_out} older: --limit {len(found)}, or --since 2d)")
     if not shown:
         print("no call is in the journal" + (" that fits" if calls else f" {_path(configuration)}"))
-    _print(shown, _abbreviated([call.name for call in calls]))
+    _print(shown, _abbreviated([call.name for call in calls]), configuration.deadline)
     warn(reading.damages)
     return EX_OK
 
@@ -154,9 +154,9 @@ def _in_common(one: str, other: str) -> int:
     return next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(min(one, other)))
 
 
-def _print(calls: Sequence[PastCall], short: Mapping[str, str]) -> None:
+def _print(calls: Sequence[PastCall], short: Mapping[str, str], deadline: float) -> None:
     width = max((len(short[call.name]) for call in calls), default=0)
-    lines = [line for call in calls for line in _lines(call, short[call.name].ljust(width))]
+    lines = [line for call in calls for line in _lines(call, short[call.name].ljust(width), deadline)]
     if not sys.stdout.isatty():
         for text, _ in lines:
             print(text)
@@ -169,28 +169,31 @@ def _print(calls: Sequence[PastCall], short: Mapping[str, str]) -> None:
         console.print(Text(text), style=style or None, soft_wrap=True)
 
 
-def _lines(call: PastCall, name: str) -> Iterator[tuple[str, str]]:
+def _lines(call: PastCall, name: str, deadline: float) -> Iterator[tuple[str, str]]:
     """Each line with its rich style."""
     for number, group in enumerate(folded(call.attempts)):
         first, last = group[0], group[-1]
         style = "red" if _is_wrong(last) else ""
         if number == 0 and not first.is_follow_up:
-            yield printable(f"{clock(first.at)}  {name}  {called(first)}: {_ending(last)}"), style or "bold"
+            yield printable(f"{clock(first.at)}  {name}  {called(first)}: {_ending(last, deadline)}"), style or "bold"
             indentation = "    "
         else:
             if number == 0:  # the beginning is not in the journal any more
                 yield printable(f"{clock(first.at)}  {name}  {called(first)}"), ""
             what = "follow-up" if first.is_follow_up else called(first)
             times = f", {len(group)} times until {clock(last.at, first.at)}" if len(group) > 1 else ""
-            yield printable(f"    {what} at {clock(first.at, call.attempts[0].at)}{times}: {_ending(last)}"), style
+            yield (
+                printable(f"    {what} at {clock(first.at, call.attempts[0].at)}{times}: {_ending(last, deadline)}"),
+                style,
+            )
             indentation = "        "
         if text := "; ".join(_came_of_it(last)):
             yield printable(f"{indentation}{text}"), style
 
 
-def _ending(attempt: Attempt) -> str:
+def _ending(attempt: Attempt, deadline: float) -> str:
     if attempt.outcome is None:
-        return state_of(attempt)
+        return state_of(attempt, deadline)
     seconds = attempt.outcome.fields.get("seconds")
     took = "" if seconds is None else f" in {seconds:.2f} s"
     if attempt.exit_code is None:
@@ -229,17 +232,20 @@ def document(
         "schema": SCHEMA,
         "cluster": configuration.cluster,
         "journal": _path(configuration),
-        "calls": [{"id": call.name, "attempts": [_attempt(attempt) for attempt in call.attempts]} for call in calls],
+        "calls": [
+            {"id": call.name, "attempts": [_attempt(attempt, configuration.deadline) for attempt in call.attempts]}
+            for call in calls
+        ],
         "left_out": left_out,
         "damages": [damage._asdict() for damage in reading.damages],
     }
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
+def _attempt(attempt: Attempt, deadline: float) -> dict[str, Any]:
     said = attempt.call or {}
     return {
         "at": attempt.at.isoformat(),
-        "state": "ended" if attempt.outcome else state_of(attempt),
+        "state": "ended" if attempt.outcome else state_of(attempt, deadline),
         "kind": said.get("kind"),
         "host": said.get("host"),
         "type": said.get("type"),

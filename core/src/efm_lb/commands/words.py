@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
+from efm_lb.follow_up import PATIENCE
 from efm_lb.history import Attempt
+from efm_lb.signals import hangs_after
 
-__all__ = ["NEVER_ENDED", "RUNNING", "called", "clock", "is_by_itself", "printable", "state_of"]
+__all__ = ["NO_END", "RUNNING", "called", "clock", "is_by_itself", "printable", "state_of"]
 
-NEVER_ENDED = "began and never ended"
+NO_END = "no end was written down"
 RUNNING = "at work"
+_SENT = 60.0
+"""Seconds after which what reconcile has sent is over: it takes `efm_lb.follow_up.ATTEMPT` for it at most."""
 
 
 def clock(at: datetime, beside: datetime | None = None) -> str:
@@ -44,16 +48,34 @@ def is_by_itself(attempt: Attempt) -> bool:
     return bool(attempt.call and attempt.call.get("kind") == "reconcile")
 
 
-def state_of(attempt: Attempt) -> str:
-    """Whether an attempt without an outcome is still at work: `RUNNING` or `NEVER_ENDED`."""
+def state_of(attempt: Attempt, deadline: float) -> str:
+    """Whether an attempt is still at work: `RUNNING` or `NO_END`.
+
+    That its process is there does not prove it for ever: a service goes on when the disk has taken no outcome.
+
+    :param deadline: ``EFM_LB_DEADLINE`` in seconds
+    """
+    age = (datetime.now(UTC) - attempt.at).total_seconds()
+    return RUNNING if age < _longest(attempt, deadline) and _is_there(attempt) else NO_END
+
+
+def _longest(attempt: Attempt, deadline: float) -> float:
+    """Seconds that it may take; the kernel ends a hook then, and a follow-up."""
+    if is_by_itself(attempt):
+        return _SENT
+    return hangs_after(deadline) + (PATIENCE if attempt.is_follow_up else 0.0)
+
+
+def _is_there(attempt: Attempt) -> bool:
+    """Whether its process is."""
     try:
         words = Path(f"/proc/{attempt.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return NEVER_ENDED
+        return False
     # The number may be another process's by now.
     said = attempt.call or {}
     expected = b"apply" if "balancer" in said else str(said.get("kind")).encode()
-    return RUNNING if expected in words else NEVER_ENDED
+    return expected in words
 
 
 def printable(text: str) -> str:
