@@ -231,7 +231,8 @@ def _advice(
         if attempt.decision or "balancer" in (attempt.call or {}):
             yield "What the load balancers were told is not known."
         else:
-            yield "It had not come to a decision, so no load balancer should have been told anything."
+            yield "No decision is recorded either: most probably no load balancer was told anything."
+            yield "After a power loss, or where the disk was full or hung, one may have been told all the same."
     elif attempt.exit_code is None:
         yield "The journal of the host that asked has the same call, and what the other load balancers did."
     elif attempt.exit_code == EX_OK and attempt.is_follow_up:
