@@ -415,9 +415,16 @@ def test_a_newer_call_about_the_node_is_looked_at_first(host: Host) -> None:
     host.call("a1", exit_code=75)
     host.call("b1", host="db1")
     assert "history show" not in host.advice("a1")
-    host.call("c1", "detach", exit_code=75)
-    assert host.advice("a1").startswith("  The node was called about again since. Look at that call first:\n")
-    assert f"efm-lb history show c1 --env-file {host.env_file}" in host.advice("a1")
+    for name, known_as in (("c1", "db2"), ("d1", "10.0.0.2"), ("e1", "DB2")):
+        host.call(name, "detach", known_as, exit_code=75)
+        assert host.advice("a1").startswith("  The node was called about again since. Look at that call first:\n")
+        assert f"efm-lb history show {name} --env-file {host.env_file}" in host.advice("a1")
+
+
+def test_a_call_whose_beginning_is_gone_is_about_no_node(host: Host) -> None:
+    host.record("a1", "outcome", exit_code=75)
+    host.record("b1", "outcome", exit_code=75)
+    assert "history show" not in host.advice("a1")
 
 
 @pytest.mark.parametrize(

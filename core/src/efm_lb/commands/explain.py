@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from efm_lb.commands.history import document, reading_of, warn
+from efm_lb.commands.history import document, node_of, reading_of, warn
 from efm_lb.commands.words import RUNNING, called, clock, is_by_itself, printable, state_of
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, CallError
@@ -216,7 +216,8 @@ def _advice(
     attempt = call.attempts[-1]
     words = " ".join(map(shlex.quote, options))
     look = f"efm-lb status{' ' * bool(words)}{words}"
-    newer = next((each for each in reversed(later) if each.said.get("host") == call.said.get("host")), None)
+    node = node_of(call, configuration)
+    newer = next((each for each in reversed(later) if node and node_of(each, configuration) == node), None)
     if _is_over(call, now):
         yield "Nothing: every load balancer was proven right, or rightly left alone."
         return

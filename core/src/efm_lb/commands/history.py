@@ -16,7 +16,7 @@ from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, CallError, NotReadableError
 from efm_lb.history import Attempt, Damage, PastCall, Reading, Record, folded, past_calls, read
 
-__all__ = ["LIMIT", "document", "history", "moment", "reading_of", "selected", "warn"]
+__all__ = ["LIMIT", "document", "history", "moment", "node_of", "reading_of", "selected", "warn"]
 
 SCHEMA = "efm-lb/history/v1"
 LIMIT = 8
@@ -105,7 +105,8 @@ def selected(
         hosts = {str(call.said.get("host", "")) for call in calls}
         if not wanted and node not in hosts:
             _refuse("node", node, [*(each.name for each in configuration.nodes), *hosts], configuration)
-        calls = [call for call in calls if _is_about(call, node, wanted and wanted.name, configuration)]
+        name = wanted.name if wanted else node
+        calls = [call for call in calls if node_of(call, configuration) == name]
     if balancer:
         names = {name for call in calls for name in _balancers(call)}
         known = [each.name for each in configuration.balancers]
@@ -118,12 +119,14 @@ def selected(
     return calls
 
 
-def _is_about(call: PastCall, node: str, name: str | None, configuration: Configuration) -> bool:
+def node_of(call: PastCall, configuration: Configuration) -> str:
+    """The node that a call is about, by the settings' name for it; as it was called where they do not know it.
+
+    Empty when the call's beginning is missing.
+    """
     host = str(call.said.get("host", ""))
-    if host == node:
-        return True
-    own = configuration.node(host)
-    return bool(own and own.name == name)
+    node = configuration.node(host)
+    return node.name if node else host
 
 
 def _balancers(call: PastCall) -> set[str]:
