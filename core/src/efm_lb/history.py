@@ -107,6 +107,11 @@ class Attempt(NamedTuple):
         return tuple(self.outcome.fields.get("notes") or ()) if self.outcome else ()
 
     @property
+    def last_at(self) -> datetime:
+        """When it was done last."""
+        return self.again[-1] if self.again else self.at
+
+    @property
     def essence(self) -> tuple[Any, ...]:
         """What two attempts have in common that differ in their times only."""
         decision = self.decision.fields if self.decision else {}

@@ -466,6 +466,22 @@ def test_what_nobody_called_about(host: Host) -> None:
     assert f"    efm-lb reconcile --env-file {host.env_file}\n" in text
 
 
+def test_what_was_tried_again_in_vain(host: Host) -> None:
+    host.call("c1", "reconcile", type=None, exit_code=75, result="failed temporarily")
+    assert "more until" not in host.run()
+    host.record("c1", "again")
+    assert ", once more until " in host.run()
+    host.record("c1", "again")
+    host.record("gone", "again")  # its beginning has left the journal
+    listed = host.run()
+    assert "exit 75 in 1.25 s, 2 times more until " in listed
+    assert listed.count("reconcile") == 1
+    assert "It was tried again 2 times, the last time at " in host.run("show", "c1")
+    (call,) = json.loads(host.run("--json"))["calls"]
+    (attempt,) = call["attempts"]
+    assert attempt["again"]["times"] == 2
+
+
 def test_a_document_holds_all_of_it(host: Host) -> None:
     host.call("a1")
     for words in ((), ("show", "a1")):

@@ -201,6 +201,10 @@ def _end(attempt: Attempt, deadline: float) -> Iterator[str]:
     took = f" after {seconds:.2f} s" if seconds is not None else ""
     code = "" if attempt.exit_code is None else f" with exit code {attempt.exit_code}"
     yield f"  It ended at {attempt.outcome.at.astimezone():%H:%M:%S}{took}{code}."
+    if attempt.again:
+        times = "once" if len(attempt.again) == 1 else f"{len(attempt.again)} times"
+        yield f"  It was tried again {times}, the last time at {clock(attempt.last_at, attempt.at)}."
+        yield "  What comes of that is written down when it is something else than before."
     if attempt.again_after is not None and not attempt.is_follow_up:
         yield f"  Owed: a follow-up is to judge the call again by {_due(attempt).astimezone():%H:%M:%S}."
 

@@ -115,7 +115,7 @@ def selected(
             _refuse("load balancer", balancer, [*known, *names], configuration)
         calls = [call for call in calls if balancer in _balancers(call)]
     if since:
-        calls = [call for call in calls if call.attempts[-1].at >= since]
+        calls = [call for call in calls if call.attempts[-1].last_at >= since]
     return calls
 
 
@@ -199,9 +199,14 @@ def _ending(attempt: Attempt, deadline: float) -> str:
         return state_of(attempt, deadline)
     seconds = attempt.outcome.fields.get("seconds")
     took = "" if seconds is None else f" in {seconds:.2f} s"
+    again = f", {_times(len(attempt.again))} more until {clock(attempt.last_at, attempt.at)}" if attempt.again else ""
     if attempt.exit_code is None:
-        return f"ended{took}"
-    return f"exit {attempt.exit_code}{took}"
+        return f"ended{took}{again}"
+    return f"exit {attempt.exit_code}{took}{again}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _came_of_it(attempt: Attempt) -> Iterator[str]:
@@ -257,6 +262,7 @@ def _attempt(attempt: Attempt, deadline: float) -> dict[str, Any]:
         "sender": said.get("sender"),
         "databases": _databases(attempt),
         "decision": _fields(attempt.decision, ("verdict", "rule", "reason", "shortfall", "told", "held")),
+        "again": {"times": len(attempt.again), "last": attempt.last_at.isoformat()} if attempt.again else None,
         "outcome": _fields(attempt.outcome, ("exit_code", "seconds", "outcomes", "again_after", "notes")),
     }
 
