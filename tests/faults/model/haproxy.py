@@ -215,11 +215,12 @@ class Haproxy:
         elif words[-1] == "ready":
             server = server._replace(operational=2, admin=server.admin & _BY_CONFIG, sessions=1)
         elif words[-1] == "up":
-            server = server._replace(operational=2)
+            if not server.in_maintenance:
+                server = server._replace(operational=2)
         elif words[-1] == "maint":
             server = server._replace(operational=0, admin=(server.admin & _BY_CONFIG) | _MAINT)
         elif words[-1] == "drain":
-            server = server._replace(admin=(server.admin & _BY_CONFIG) | _DRAIN)
+            server = server._replace(operational=2, admin=(server.admin & _BY_CONFIG) | _DRAIN)
         else:
             raise AssertionError(command)
         if server.ready and words[0] == "set" and server.proxy == WRITE and not by_hand:

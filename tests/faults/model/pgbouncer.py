@@ -67,6 +67,8 @@ class Pgbouncer:
         self.login_retry = _RETRY
         self.entries: dict[str, Database] = {}
         self.leftovers: list[tuple[Server, float]] = []
+        self._over: dict[str, float] = {}
+        """When the transactions of a paused entry are over, on databases that answer."""
         self._before_reload: tuple[float, dict[str, Location]] = (-inf, {})
         self._load([])
 
@@ -174,8 +176,9 @@ class Pgbouncer:
         simulation.say(f"-> {self.name}: {statement}")
         verb, _, rest = statement.partition(" ")
         if verb == "SET":
-            self.login_retry = rest.rpartition("= ")[2].strip("'")
-            return "SET"
+            name, _, value = rest.partition(" = ")
+            self.login_retry = value.strip("'")
+            return f"SET {name}={self.login_retry}"
         if verb == "RELOAD":
             # Nobody can look at a file and have it loaded at once.
             if self._watch.is_told(self) and self.files[self.config] == sent_with:
@@ -189,19 +192,20 @@ class Pgbouncer:
         name = rest.strip('"')
         entry = self.entries[name]
         if verb == "PAUSE":
-            if entry.paused:
-                raise Refused(f"database {name} is already paused")
+            if not entry.paused:
+                self._over[name] = simulation.now + simulation.random.choice((0.001, 0.01, 0.2))
             # At once, and whatever becomes of the sender.
             self.entries[name] = entry._replace(paused=True)
-            until = simulation.now + simulation.random.choice((0.001, 0.01, 0.2))
-            while simulation.now < until or any(each.life is Life.SILENT for each in self._at(name)):
+            over = self._over[name]
+            while simulation.now < over or any(self._is_stuck(each, over) for each in self._at(name)):
                 if simulation.now >= limit:
                     raise Interrupted("no answer")
-                simulation.wait(min(max(until, simulation.now + 0.05), limit))
+                simulation.wait(min(max(over, simulation.now + 0.05), limit))
             if not self.up:
                 raise Interrupted("broke")
             return "PAUSE"
         if verb == "KILL":
+            self._over[name] = -inf
             self.entries[name] = entry._replace(paused=True)
             self.leftovers = [(server, until) for server, until in self.leftovers if server.database != name]
             return "KILL"
@@ -210,6 +214,10 @@ class Pgbouncer:
             raise Refused(f"database {name} is not paused")
         self.entries[name] = entry._replace(paused=False)
         return "RESUME"
+
+    def _is_stuck(self, database: databases.Database, over: float) -> bool:
+        """Whether transactions that should be over by a time cannot end."""
+        return database.life is Life.SILENT and not database.served_between(over, self.simulation.now)
 
 
 class _Console:

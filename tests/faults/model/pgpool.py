@@ -126,20 +126,26 @@ class Pgpool:
 
         self._begin(first)
 
-    def tell(self, verb: str, number: int) -> None:
-        """Take a request, from PCP."""
+    def tell(self, verb: str, number: int) -> Notice | None:
+        """Take a request, from PCP.
+
+        :return: what only the log says
+        """
         simulation = self.simulation
         simulation.say(f"-> {self.name}: pcp_{verb}_node {number}")
         if verb == "detach" and not self.attached[number]:
             raise Refusal(_SERVER, Notice("ERROR", f"node id : {number} status: [3] is not valid for failover"))
         if verb == "promote" and self.primary == number:
             raise Refusal(_SERVER, Notice("FATAL", "specified node is already primary node"))
+        if verb == "promote" and not self.attached[number]:
+            return Notice("LOG", f"invalid promote backend request, node id : {number} status: [3] not valid")
         if len(self._queue) < _QUEUE:
             if verb == "promote":
                 self.watch.gives_writes(self, self.cluster.all[number])
             self._queue.append((verb, number, self.watch.teller, self.watch.event))
         if not self._main:
             self._begin(lambda: None)
+        return None
 
     def by_hand(self, verb: str, number: int) -> None:
         """Somebody else sends a command."""
@@ -303,4 +309,6 @@ class _Session:
         if verb == "attach" or (verb == "detach" and is_primary):
             attached = [self._pgpool.cluster.all[backend.id] for backend in self._seen if backend.attached]
             self._pgpool.watch.makes_search(self._pgpool, self._pgpool.cluster.all[number], attached)
-        self._pgpool.tell(verb, number)
+        notice = self._pgpool.tell(verb, number)
+        if notice:
+            self.notices.append(notice)
