@@ -86,6 +86,8 @@ class HaproxyTwins:
 
     def _event(self) -> tuple[str, str, str]:
         event = self._world.event(self._random)
+        for path, server in self._model.servers.items():
+            self._model.servers[path] = server._replace(sessions=0)  # the real one has no clients
         with installed():
             model = self._world.do(lambda: drive(event, self._model.setup(), self._deadline()).result.value)
         nodes = self._real.cluster.nodes
