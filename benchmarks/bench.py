@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rows import Row
-from services import Services
+from services import REST, Services
 
 from efm_lb.errors import EfmLbError
 from efm_lb.rehearsal.cluster import Cluster
@@ -32,11 +32,15 @@ PARTS = {
     Services: ("reconcile_lost_call", "reconcile_return", "reconcile_at_rest"),
 }
 """What can be measured, by the class that does."""
+EPILOG = f"""\
+EFM_LB_BENCH_REST in the environment: seconds that reconcile_at_rest looks at a service with nothing to do (default:
+{REST:g}). The slope of its memory means something after 600 or more.
+"""
 NAMES = [name for names in PARTS.values() for name in names]
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
     parser.add_argument("--runs", type=int, default=5, help="runs of each arm (default: 5)")
     parser.add_argument("--only", action="append", choices=NAMES, help="measure this part; may be given more than once")
     parser.add_argument("--json", metavar="FILE", help="write all raw runs to FILE")

@@ -107,7 +107,7 @@ def test_every_setting_that_check_judges_is_explained() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
 def test_every_variable_that_is_named_exists(path: Path) -> None:
-    known = set(re.findall(r"`(EFM_LB_[A-Z0-9_<>]+)`", tables())) | {"EFM_LB_ENV_FILE"}
+    known = set(re.findall(r"`(EFM_LB_[A-Z0-9_<>]+)`", tables())) | {"EFM_LB_ENV_FILE", "EFM_LB_BENCH_REST"}
     # The example's own settings, and the name that the documents misspell on purpose.
     known |= {f"EFM_LB_BALANCERS__<NAME>__{name}" for name in ("PATH", "NODES", "FILE")}
     for name in re.findall(r"\bEFM_LB_[A-Z0-9_<>]*[A-Z0-9>]\b", path.read_text()):
