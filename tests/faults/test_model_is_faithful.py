@@ -60,6 +60,8 @@ def test_pgpool(sequences: int, steps: int, cluster: Cluster, tried: Callable[[i
             world = World(seed, len(cluster.nodes))
             running.callback(world.simulation.end)
             twins = [PgpoolTwins(world, real, Random(f"{seed}.{number}")) for number, real in enumerate(reals)]
+            model, real = twins[0].facts()
+            assert model == real
             databases = Databases(world, cluster, Random(seed))
             running.callback(databases.end)
             nothing: list[tuple[Words, ...]] = [() for _ in twins]

@@ -7,6 +7,7 @@ database behind an entry is frozen.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -16,7 +17,7 @@ from random import Random
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import SUPERUSER
 from efm_lb.rehearsal.pgbouncer import Pgbouncer as RealPgbouncer
-from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Interrupted, Refused, Session
+from efm_lb_pgbouncer.console import LOGIN_RETRY, Console, Interrupted, Refused, Server, Session
 from efm_lb_pgbouncer.drive import drive
 from efm_lb_pgbouncer.pooler import Pooler
 from faults.model.databases import Life
@@ -64,7 +65,9 @@ class PgbouncerTwins:
         :return: what it was, and the answers of the model and of the real one
         """
         does = self._random.choice(
-            [self._command] * 5 + [self._event] * 4 + [self._freeze, self._restart, self._put_back]
+            [self._command] * 5
+            + [self._event] * 4
+            + [self._freeze, self._moved_in_transaction, self._restart, self._put_back]
         )
         return does()
 
@@ -120,6 +123,48 @@ class PgbouncerTwins:
                 self._world.cluster.thaw(database)
                 server.thaw()
         return f"{told} while {database} is frozen", *answers
+
+    def _moved_in_transaction(self) -> tuple[str, str, str]:
+        """Lead an entry elsewhere while a client is in a transaction, then KILL it."""
+        name = self._random.choice(WRITE)
+        if name in self._real.paused():  # nobody gets in
+            return "nothing", "", ""
+        path = self._model.config
+        before = self._world.world.files[path]
+        (host,) = self._model.entries[name].location.hosts
+        other = self._random.choice([node.host for node in self._world.cluster.nodes if node.host != host])
+        after = re.sub(rf"(?m)^({name} = host=)\S+".encode(), rb"\g<1>" + other.encode(), before)
+        answers: list[list[str]] = [[], []]
+        with sql.Session(self._real.host, self._real.port, SUPERUSER, name, 5.0) as client:
+            client.execute("begin")
+            client.execute("select 1")
+            self._world.world.files[path] = after
+            self._real.write_entries(self._as_real(after))
+            for statement in ("RELOAD", f'KILL "{name}"', f'RESUME "{name}"'):
+                answers[0] += [self._tell_model(statement), self._left_in_model(name)]
+                answers[1] += [self._tell_real(statement), self._left_in_real(name)]
+        return f"{name} is led to {other} while a client is in a transaction", *map(str, answers)
+
+    def _left_in_model(self, name: str) -> str:
+        """The sessions to where an entry led before. How long they last is their clients' doing: for ever here."""
+        self._model.leftovers = [(server, math.inf) for server, _ in self._model.leftovers if server.database == name]
+        console = self._model.pooler().consoles[0]
+        servers: list[Server] = []
+        self._world.do(lambda: servers.extend(console.session(math.inf).servers(math.inf)))
+        return self._left(servers, [node.host for node in self._world.cluster.nodes])
+
+    def _left_in_real(self, name: str) -> str:
+        session = self._pooler.consoles[0].session(time.monotonic() + 5.0)
+        try:
+            servers = session.servers(time.monotonic() + 5.0)
+        finally:
+            session.close()
+        left = [server for server in servers if server.close_needed and server.database == name]
+        return self._left(left, [node.host for node in self._real.cluster.nodes])
+
+    @staticmethod
+    def _left(servers: list[Server], hosts: list[str]) -> str:
+        return str([(each.database, hosts.index(each.host), each.close_needed, each.logged_in) for each in servers])
 
     @property
     def _is_anybody_silent(self) -> bool:

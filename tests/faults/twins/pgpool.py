@@ -56,18 +56,25 @@ class PgpoolTwins:
     def name(self) -> str:
         return self._real.name
 
+    def facts(self) -> list[tuple[object, ...]]:
+        """What PCP tells of either side, beside its nodes, that efm-lb goes by."""
+        found: list[tuple[object, ...]] = []
+        self._world.do(lambda: found.append(_facts(self._model.members().all[0], float("inf"))))
+        return [*found, _facts(self._member, time.monotonic() + 5.0)]
+
     def chosen(self) -> tuple[Words, ...]:
         """What to do next: one command, several at once, or a restart."""
         if self._random.random() < 0.08:
             return (("restart", 0),)
         count = self._random.choice((1, 1, 1, 2, 3))
-        verbs = ("attach", "attach", "attach", "detach", "detach", "promote")
         chosen: list[Words] = []
         for _ in range(count):
             number = self._random.randrange(len(self._world.cluster.all))
-            # Whether anything else is taken depends on whether an attach has been carried out already.
-            is_attached = ("attach", number) in chosen
-            chosen.append(("attach" if is_attached else self._random.choice(verbs), number))
+            # Whether the others are taken is not to depend on how far pgpool is with those before.
+            verbs = ("attach",) if ("attach", number) in chosen else ("attach", "detach")
+            if not chosen:
+                verbs = ("attach", "attach", "attach", "detach", "detach", "promote")
+            chosen.append((self._random.choice(verbs), number))
         return tuple(chosen)
 
     def tell_model(self, words: tuple[Words, ...]) -> None:
@@ -131,6 +138,11 @@ class PgpoolTwins:
             return _belief(self._member.nodes(time.monotonic() + 1.0).backends)
         except TemporaryError:
             return None
+
+
+def _facts(member: Member, deadline: float) -> tuple[object, ...]:
+    with member.session(deadline) as session:
+        return session.nodes().since_4_3, session.settings()["search_primary_node_timeout"], session.watchdog()
 
 
 def _belief(backends: tuple[Backend, ...]) -> Belief:
