@@ -134,6 +134,7 @@ class PgbouncerTwins:
         (host,) = self._model.entries[name].location.hosts
         other = self._random.choice([node.host for node in self._world.cluster.nodes if node.host != host])
         after = re.sub(rf"(?m)^({name} = host=)\S+".encode(), rb"\g<1>" + other.encode(), before)
+        self._model.leftovers.clear()  # until now the real one had no client to leave any
         answers: list[list[str]] = [[], []]
         with sql.Session(self._real.host, self._real.port, SUPERUSER, name, 5.0) as client:
             client.execute("begin")
