@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.tally import KIND, TRIED, accounts, table
+from faults.tally import COUNTED, KIND, TRIED, accounts, counts, table
 from integration.conftest import (
     cluster,
     haproxy,
@@ -21,6 +21,7 @@ from integration.conftest import (
 
 __all__ = [
     "cluster",
+    "counted",
     "haproxy",
     "pgbouncer",
     "pgpool",
@@ -47,9 +48,17 @@ def tried(record_property: Callable[[str, object], None]) -> Callable[[int], Non
     return lambda count: record_property(TRIED, count)
 
 
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say that something happened that the report is to count: ``counted("pgpool: SIGSTOP")``."""
+    return lambda words: record_property(COUNTED, words)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     found = accounts(terminalreporter.stats)
     if found:
         terminalreporter.section("faults: what was tried, and what was lost")
         for line in table(found):
+            terminalreporter.write_line(line)
+        for line in counts(terminalreporter.stats):
             terminalreporter.write_line(line)

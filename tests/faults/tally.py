@@ -5,17 +5,20 @@ A test is one try, and something is lost when it fails. A test that tries many t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pytest
 
-__all__ = ["KIND", "TRIED", "Account", "accounts", "table"]
+__all__ = ["COUNTED", "KIND", "TRIED", "Account", "accounts", "counts", "table"]
 
 KIND = "fault"
 """The property of a test's report that says what kind of fault it tried."""
 TRIED = "faults tried"
 """The same for how many; it may be there several times."""
+COUNTED = "fault counted"
+"""The same for what else is to be counted, in words; as often as it happened."""
 _HEADINGS = ("kind of fault", "tried", "lost", "skipped")
 
 
@@ -70,3 +73,15 @@ def table(found: Mapping[str, Account]) -> list[str]:
     rows = [_HEADINGS, *((kind, *map(str, account)) for kind, account in every.items())]
     width = max(len(row[0]) for row in rows)
     return [f"{kind:<{width}}" + "".join(f"{number:>10}" for number in numbers) for kind, *numbers in rows]
+
+
+def counts(reports: Mapping[str, Iterable[object]]) -> list[str]:
+    """What else happened and how often, one line each, whatever became of the test.
+
+    :param reports: pytest's, see `accounts`
+    """
+    calls = [
+        each for of in reports.values() for each in of if isinstance(each, pytest.TestReport) and each.when == "call"
+    ]
+    found = Counter(str(value) for each in calls for name, value in each.user_properties if name == COUNTED)
+    return [f"{words}: {count}" for words, count in sorted(found.items())]

@@ -26,7 +26,8 @@ from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
-from faults.watch import AnyBalancer, Service, Watch, is_pgpool_ill
+from faults.illness import CURED, cure, is_pgpool_ill
+from faults.watch import AnyBalancer, Service, Watch
 from integration.real import follow_ups
 
 pytestmark = pytest.mark.fault("calls in any order, with real servers")
@@ -327,13 +328,6 @@ class Efm:
                 balancer.launch()
         self.say(f"the last fault is over; {primary.name} is the primary")
 
-    def cures_pgpool(self) -> None:
-        """See `is_pgpool_ill`."""
-        first = self._cluster.nodes[0]
-        for kind in ("detach", "attach"):
-            self.runs.append(self._hooks[1](kind, first.name, "s"))
-            self.say(f"to cure pgpool: {kind} {first.name} s ends with {self.runs[-1].exit_code}")
-
     def _last_promoted(self) -> Server:
         """The node on the newest timeline that is no standby."""
         out = [node for node in self._cluster.nodes if not (node.data / "standby.signal").exists()]
@@ -366,14 +360,20 @@ def hosts(cluster: Cluster, balancers: list[AnyBalancer], tmp_path: Path) -> Ite
 
 @pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.long)])
 def test_sequences(
-    cluster: Cluster, balancers: list[AnyBalancer], hosts: list[Path], count: int, tried: Callable[[int], None]
+    cluster: Cluster,
+    balancers: list[AnyBalancer],
+    pgpool: Pgpool,
+    hosts: list[Path],
+    count: int,
+    tried: Callable[[int], None],
+    counted: Callable[[str], None],
 ) -> None:
     tried(count)
     print(f"seeds {BASE} to {BASE + count - 1}; EFM_LB_SEED={BASE} plays the same ones")
     hooks = [efm_lb_hook(host) for host in hosts]
     files = [_file(balancer) for balancer in balancers if not isinstance(balancer, Pgpool)]
     first_files = {file: file.read_text() for file in files}
-    began, slowest, calls, cured = time.monotonic(), 0.0, 0, 0
+    began, slowest, calls = time.monotonic(), 0.0, 0
 
     def wrong() -> list[str]:
         return [words for balancer in balancers for words in misbeliefs(cluster, balancer)]
@@ -387,8 +387,9 @@ def test_sequences(
             last_fault = time.monotonic()
             wait_until(lambda: not wrong(), timeout=USUAL, interval=0.1)
             if is_pgpool_ill(wrong()):
-                efm.cures_pgpool()
-                cured += 1
+                efm.say("pgpool is cured")
+                cure(pgpool)
+                counted(CURED)
             wait_until(lambda: not wrong(), timeout=RIGHT, interval=0.1)
             right = time.monotonic() - last_fault
             slowest = max(slowest, right)
@@ -398,6 +399,5 @@ def test_sequences(
             assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, service.output])
     seconds = time.monotonic() - began
     print(
-        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s;"
-        f" right after {slowest:.1f} s at most, pgpool cured {cured} times"
+        f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s; right after {slowest:.1f} s at most"
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from faults.tally import KIND, TRIED, Account, accounts, table
+from faults.tally import COUNTED, KIND, TRIED, Account, accounts, counts, table
 
 
 def report(
@@ -34,8 +34,20 @@ def test_each_kind_has_its_account() -> None:
     assert [line.split() for line in table(found)][-1] == ["together", "21", "3", "1"]
 
 
+def test_what_else_happened_is_counted_once() -> None:
+    cured, struck = (COUNTED, "cured"), (COUNTED, "struck")
+    assert counts(
+        {
+            "": [report("passed", cured, struck, cured, when="teardown")],
+            "passed": [report("passed", cured, struck, cured)],
+            "failed": [report("failed", (KIND, "a clock"), cured)],
+            "warnings": ["no report"],
+        }
+    ) == ["cured: 3", "struck: 1"]
+
+
 def test_every_kind_of_this_suite_is_marked(request: pytest.FixtureRequest) -> None:
     """A fault without a mark would be missing in the table."""
     faults = [item for item in request.session.items if "/faults/" in f"/{item.nodeid}"]
     unmarked = {item.nodeid.partition("::")[0] for item in faults if not item.get_closest_marker("fault")}
-    assert {name.rpartition("/")[2] for name in unmarked} <= {"test_tally.py", "test_hosts.py"}
+    assert {name.rpartition("/")[2] for name in unmarked} <= {"test_tally.py", "test_hosts.py", "test_illness.py"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from efm_lb.rehearsal import sql
@@ -16,23 +16,12 @@ from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.stage import ServerError
 
-__all__ = ["OLDEST", "AnyBalancer", "Service", "Watch", "is_pgpool_ill"]
+__all__ = ["OLDEST", "AnyBalancer", "Service", "Watch"]
 
 AnyBalancer = Pgpool | Haproxy | Pgbouncer
 
 OLDEST = 8.0
 """Seconds that an answer may be old when it is acted on: a deadline, a connect, and the look at the balancer."""
-
-
-def is_pgpool_ill(wrong: Iterable[str]) -> bool:
-    """Seen with 4.3.5, also without any load balancer script: restart the standby that is backend 0, tell nobody.
-
-    Each child that was refused goes on without that backend, and then misses it: pgpool lets nobody in. A detach and an
-    attach of that node cure it.
-
-    :param wrong: what is wrong with the balancers
-    """
-    return any("unable to read message kind" in line for line in wrong)
 
 
 class Watch:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from efm_lb.rehearsal.hooks import Run
 from efm_lb.rehearsal.waiting import wait_until
+from faults.illness import beside_the_illness, cure, is_pgpool_ill
 from faults.network.hosts import Fault
 from faults.network.samples import Samples
 from faults.network.stand import BALANCERS, CONNECT_TIMEOUT, DEADLINE, Roles, Silence, Stand
@@ -49,6 +50,7 @@ class Told(NamedTuple):
     :param moved: seconds from the promotion to the first write that arrived at the new primary, by balancer
     :param wrong: what must not be so, one line each
     :param repaired: seconds that it took to become right when nothing was wrong with the network any more
+    :param is_cured: pgpool had to be, see `faults.illness`
     """
 
     runs: tuple[Run, ...]
@@ -56,6 +58,7 @@ class Told(NamedTuple):
     moved: Mapping[str, float]
     wrong: tuple[str, ...]
     repaired: float
+    is_cured: bool
     service: str
 
     def __str__(self) -> str:
@@ -99,14 +102,19 @@ def play(stand: Stand, event: Event, caller: str, *faults: Between) -> Told:
             runs.append(stand.efm_lb(hook, "attach", roles.old.host, "s"))
         # TCP doubles its pauses: a connection that was held up may stay so for as long again.
         limit = _REPAIRED + (undone - began)
-        if not wait_until(stand.is_right, timeout=limit, interval=0.1):
-            wrong += [f"still wrong {limit:.0f} s after the fault: {line}" for line in stand.wrong()]
+        still = [] if wait_until(stand.is_right, timeout=limit, interval=0.1) else stand.wrong()
         repaired = time.monotonic() - undone
+        if is_cured := is_pgpool_ill(still):
+            # It excuses only its own lines, and not what it may have covered.
+            cure(stand.pool)
+            wait_until(stand.is_right, timeout=_REPAIRED, interval=0.1)
+            still = [*beside_the_illness(still), *stand.wrong()]
+        wrong += [f"still wrong {limit:.0f} s after the fault: {line}" for line in still]
         said = service.output
     wrong += _late(runs)
     wrong += samples.wrong(roles.new, moved_at, reached)
     moved = {name: at - promoted_at for name, at in samples.moved(roles.new).items()}
-    return Told(tuple(runs), attach, moved, tuple(wrong), repaired, said)
+    return Told(tuple(runs), attach, moved, tuple(wrong), repaired, is_cured, said)
 
 
 def _play(stand: Stand, event: Event, roles: Roles, hook: str) -> tuple[list[Run], float]:

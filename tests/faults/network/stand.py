@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import pytest
 
-from efm_lb.rehearsal import programs, sql
+from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster, Server
 from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, EFM_LB, Hook, Run, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
-from efm_lb.rehearsal.pgpool import PCP_USER, Pgpool
+from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.sshd import Sshd
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
+from faults.illness import pcp
 from faults.network.hosts import Hosts
 from faults.network.namespaces import NoNamespaces
 
@@ -145,25 +146,13 @@ class Stand:
 
     def _pgpools_primary(self) -> list[Server]:
         """By PCP: a client that asks waits until pgpool has reached the databases. None while pgpool tells nothing."""
-        argv = [
-            programs.pgpool().parent / "pcp_node_info",
-            "-w",
-            "-a",
-            "-h",
-            self.pool.host,
-            "-p",
-            str(self.pool.pcp_port),
-            "-U",
-            PCP_USER,
-        ]
-        environment = {**os.environ, "PCPPASSFILE": str(self.pool.pcp_passfile)}
         try:
-            done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+            told = pcp(self.pool, "pcp_node_info", "-a", timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             raise Silence(f"pool1 does not answer pcp_node_info within {_PATIENCE:g} s") from None
-        if done.returncode:
+        if not told:
             return []
-        rows = [line.split() for line in done.stdout.splitlines()]
+        rows = [line.split() for line in told.splitlines()]
         return [
             node
             for node, (_, _, _, _, status, _, role, *_) in zip(self.cluster.nodes, rows, strict=True)

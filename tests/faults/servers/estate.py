@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from efm_lb.rehearsal import sql
 from efm_lb.rehearsal.cluster import Cluster, Server
 from efm_lb.rehearsal.hooks import efm_lb_hook, hook_environment
+from efm_lb.rehearsal.pgpool import Pgpool
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.verdict import misbeliefs
 from faults.watch import AnyBalancer
@@ -50,6 +51,7 @@ class Estate:
     def __init__(self, cluster: Cluster, balancers: Sequence[AnyBalancer], name: str) -> None:
         self.cluster = cluster
         self.balancers = balancers
+        (self.pool,) = [each for each in balancers if isinstance(each, Pgpool)]
         self.env_file = hook_environment(cluster, balancers, name, _SETTINGS)
         self.hook = efm_lb_hook(self.env_file)
         self.down: set[Server] = set()

@@ -13,8 +13,9 @@ from efm_lb.rehearsal.cluster import Server
 from efm_lb.rehearsal.hooks import Run
 from efm_lb.rehearsal.stage import ServerError
 from efm_lb.rehearsal.waiting import wait_until
+from faults.illness import cure, is_pgpool_ill
 from faults.servers.estate import Estate
-from faults.watch import Watch, is_pgpool_ill
+from faults.watch import Watch
 
 __all__ = ["Efm", "Event", "Promotion"]
 
@@ -113,15 +114,15 @@ class Efm:
         self._estate.cluster.wait_streaming()
 
     def cure_pgpool(self) -> bool:
-        """Take its first backend out and put it back, if that is what it needs, see `is_pgpool_ill`.
+        """Cure it, if that is what it needs, see `faults.illness`.
 
         :return: it was ill
+        :raises ServerError: it could not be cured
         """
         if not is_pgpool_ill(self._estate.wrong()):
             return False
-        first = self._estate.cluster.nodes[0]
-        self._do(self._call("detach", first, "s"))
-        self._do(self._call("attach", first, "s"))
+        self._say("pgpool is cured")
+        cure(self._estate.pool)
         return True
 
     def _do(self, step: _Step) -> None:
