@@ -99,14 +99,14 @@ class Hosts:
             yield
 
     @contextmanager
-    def partition(self, *groups: Iterable[str]) -> Iterator[None]:
+    def partition(self, *groups: Iterable[str], fault: Fault = Fault.BLACK_HOLE) -> Iterator[None]:
         """Hosts of different groups do not reach each other while the block runs; one in no group reaches all."""
         sides = [tuple(group) for group in groups]
         with ExitStack() as undo:
             for number, side in enumerate(sides):
                 others = [name for other in sides[number + 1 :] for name in other]
                 for name in side:
-                    undo.enter_context(self.fault(Fault.BLACK_HOLE, name, *others))
+                    undo.enter_context(self.fault(fault, name, *others))
             yield
 
     def _make(self, label: str) -> Namespace:

@@ -190,7 +190,7 @@ class Stand:
                 node.stop("immediate")
             if not node.running:
                 node.rejoin(primary)
-            if not wait_until(node.is_streaming, timeout=6, interval=0.05):
+            if not wait_until(lambda node=node: _receives(node, primary), timeout=6, interval=0.1):
                 # It has WAL that the new primary never had.
                 node.stop("immediate")
                 node.rejoin(primary)
@@ -211,6 +211,17 @@ class Stand:
             "EFM_LB_BALANCERS__PGB1__HOST_SSH": self._sshd.destination,
         }
         return hook_environment(self.cluster, [self.pool, self.edge], name, extra)
+
+
+def _receives(node: Server, primary: Server) -> bool:
+    """A standby streams; one that cannot follow onto the new timeline does so for a moment, again and again."""
+    try:
+        primary.query("checkpoint")  # something to be received
+        (now,) = primary.query("select ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as tli")
+        rows = node.query("select received_tli as tli from pg_stat_wal_receiver where status = 'streaming'", timeout=1)
+    except sql.SqlError:
+        return False
+    return rows == [now]
 
 
 class Service:

@@ -32,6 +32,8 @@ CALLER_AND_BALANCER = {name: ("other", (name,), "other") for name in BALANCERS}
 CLIENT_AND_BALANCERS = ("client", BALANCERS, "other")
 
 
+LONG = pytest.mark.long
+CUTS = (Fault.BLACK_HOLE, pytest.param(Fault.REJECT, marks=LONG))
 Check = Callable[..., None]
 
 
@@ -72,11 +74,12 @@ def test_an_old_primary_that_has_gone_with_its_host(stand: Stand) -> None:
     assert max(told.moved.values()) < DEADLINE, str(told)
 
 
-def test_a_host_in_the_minority_changes_nothing(stand: Stand) -> None:
+@pytest.mark.parametrize("fault", CUTS, ids=lambda fault: fault.value)
+def test_a_host_in_the_minority_changes_nothing(stand: Stand, fault: Fault) -> None:
     """It reaches every balancer and one node, the old primary, and that one is dead in the end."""
     old, new, other = stand.roles
     majority = [stand.host_of(new), stand.host_of(other)]
-    away = stand.hosts.fault(Fault.BLACK_HOLE, "lb", *majority)
+    away = stand.hosts.fault(fault, "lb", *majority)
     with Samples(stand) as samples, away, stand.reconciled("lb") as cut_off:
         assert wait_until(lambda: "reaches 1 of 3 nodes" in cut_off.output, timeout=15), cut_off.output
         old.kill()
@@ -94,18 +97,45 @@ def test_a_host_in_the_minority_changes_nothing(stand: Stand) -> None:
         assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
 
 
-def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand) -> None:
+@pytest.mark.parametrize(
+    "fault", [pytest.param(Fault.BLACK_HOLE, marks=LONG), Fault.REJECT], ids=lambda fault: fault.value
+)
+def test_a_host_in_the_minority_moves_no_writes_back(stand: Stand, fault: Fault) -> None:
+    """It reaches every balancer, and an old primary that does not know yet that it is one."""
+    old, new, other = stand.roles
+    majority = [stand.host_of(new), stand.host_of(other)]
+    away = stand.hosts.fault(fault, "lb", *majority)
+    with Samples(stand) as samples, away, stand.reconciled("lb") as cut_off:
+        with stand.hosts.fault(Fault.BLACK_HOLE, stand.host_of(old), *majority):
+            new.promote()
+            other.follow(new)
+            attach = stand.efm_lb(majority[0], "attach", new.host, "p")
+            assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3, attach.output
+            # Several periods.
+            assert not wait_until(lambda: ": changed: " in cut_off.output, timeout=6), cut_off.output
+            assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3
+        old.stop("immediate")
+    stand.rejoin(new)
+    with stand.reconciled("lb") as well:
+        assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
+    assert samples.wrong(new, attach.started + attach.seconds, list(BALANCERS)) == []
+
+
+@pytest.mark.parametrize("fault", CUTS, ids=lambda fault: fault.value)
+def test_a_host_that_reaches_the_new_primary_alone_moves_the_writes(stand: Stand, fault: Fault) -> None:
     """EFM has its own quorum: its call counts where reconcile would wait."""
     old, new, other = stand.roles
-    with stand.hosts.fault(Fault.BLACK_HOLE, "lb", stand.host_of(old), stand.host_of(other)):
+    with stand.hosts.fault(fault, "lb", stand.host_of(old), stand.host_of(other)):
         old.kill()
         new.promote()
         other.follow(new)
         attach = stand.efm_lb("lb", "attach", new.host, "p")
         assert [stand.writers(name) for name in BALANCERS] == [[new]] * 3, attach.output
         # pgpool would wait for the other standby, so that one is out, and somebody must bring it back.
-        assert attach.exit_code == 75, attach.output
-        assert "was silent and is detached" in attach.output
+        # One that refuses looks down, and is nobody's to wait for.
+        is_silent = fault is Fault.BLACK_HOLE
+        assert attach.exit_code == (75 if is_silent else 0), attach.output
+        assert ("was silent and is detached" in attach.output) is is_silent
     stand.rejoin(new)
     with stand.reconciled("lb") as well:
         assert wait_until(stand.is_right, timeout=20, interval=0.1), well.output
@@ -123,15 +153,16 @@ def test_a_pgpool_that_does_not_tell_the_judge(stand: Stand, monkeypatch: pytest
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("fault", CUTS, ids=lambda fault: fault.value)
 @pytest.mark.parametrize("cut_off", [(), ("edge1", "client")], ids=["alone", "with a balancer"])
-def test_an_isolated_primary_that_efm_stops(stand: Stand, cut_off: tuple[str, ...]) -> None:
+def test_an_isolated_primary_that_efm_stops(stand: Stand, cut_off: tuple[str, ...], fault: Fault) -> None:
     """The old primary is cut off, alone or with a balancer. EFM stops it there, and promotes another one elsewhere."""
     old, new, other = stand.roles
     here, there = stand.host_of(new), stand.host_of(old)
     majority = [name for name in (*NODES, *BALANCERS, "lb") if name not in (there, *cut_off)]
     reached = [name for name in BALANCERS if name not in cut_off]
     with Samples(stand) as samples, stand.reconciled(there) as minority, stand.reconciled(here) as service:
-        with stand.hosts.partition(majority, (there, *cut_off)):
+        with stand.hosts.partition(majority, (there, *cut_off), fault=fault):
             old.stop()
             stand.efm_lb(there, "detach", old.host, "p")
             stand.efm_lb(here, "detach", old.host, "p")
@@ -171,7 +202,10 @@ def test_every_fault(check: Check, event: Event, fault: Fault, pair: tuple[str, 
 @pytest.mark.parametrize("event", Event, ids=lambda event: event.value)
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("new", "other"), ("old", "other"), *((node, name) for node in ("old", "new", "other") for name in BALANCERS)],
+    [
+        *(("new", "other"), ("old", "other"), ("old", "new"), ("lb", "old"), ("lb", "new"), ("lb", "other")),
+        *((node, name) for node in ("old", "new", "other") for name in BALANCERS),
+    ],
 )
 def test_each_from_each(check: Check, event: Event, one: str, other: str) -> None:
     check(event, "lb", Between(Fault.BLACK_HOLE, one, (other,)))
@@ -197,8 +231,9 @@ def test_one_from_all(check: Check, event: Event, fault: Fault, alone: str) -> N
 def test_several_faults_at_once(check: Check, number: int) -> None:
     print(f"EFM_LB_SEED={SEED}")
     chance = random.Random(f"{SEED} {number}")
-    pairs = [("new", "other"), ("old", "other")]
-    pairs += [(node, name) for node in ("old", "new", "other", "client") for name in BALANCERS]
+    pairs = [("new", "other"), ("old", "other"), ("old", "new")]
+    pairs += [(node, name) for node in ("old", "new", "other", "client", "lb") for name in BALANCERS]
+    pairs += [("lb", node) for node in ("old", "new", "other")]
     faults = [Between(chance.choice(list(Fault)), one, (other,)) for one, other in chance.sample(pairs, 3)]
     print(faults)
     check(chance.choice(list(Event)), chance.choice(["new", "other", "lb"]), *faults)
