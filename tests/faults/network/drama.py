@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from efm_lb.rehearsal.hooks import Run
 from efm_lb.rehearsal.waiting import wait_until
@@ -15,7 +15,7 @@ from faults.network.hosts import Fault
 from faults.network.samples import Samples
 from faults.network.stand import BALANCERS, CONNECT_TIMEOUT, DEADLINE, Roles, Silence, Stand
 
-__all__ = ["Between", "Event", "Told", "play"]
+__all__ = ["Between", "ComesMidway", "Event", "Told", "play"]
 
 _REPAIRED = 30.0
 """Seconds: several periods of reconcile, and its pauses after what failed, on a machine that has other things to do."""
@@ -33,15 +33,31 @@ class Between(NamedTuple):
 
     :param one: ``old``, ``new``, ``other``, or a host's name
     :param others: the same
+    :param call: it comes in the middle of this call, ``detach`` or ``attach``; from the beginning when this is empty
+    :param after: bytes of what they say to each other in this call until it comes
     """
 
     fault: Fault
     one: str
     others: tuple[str, ...]
+    call: str = ""
+    after: int = 0
 
     def disturbs(self, one: str, other: str) -> bool:
         """Whether anything is wrong between these two."""
         return (self.one == one and other in self.others) or (self.one == other and one in self.others)
+
+
+class ComesMidway(NamedTuple):
+    """What became of a fault that comes in the middle of a call.
+
+    :param said: bytes in the call, also those that were lost
+    :param has_come: something was lost
+    """
+
+    fault: Between
+    said: int
+    has_come: bool
 
 
 class Told(NamedTuple):
@@ -49,6 +65,7 @@ class Told(NamedTuple):
 
     :param moved: seconds from the promotion to the first write that arrived at the new primary, by balancer
     :param wrong: what must not be so, one line each
+    :param cuts: the faults that come in the middle of a call
     :param repaired: seconds that it took to become right when nothing was wrong with the network any more
     :param is_cured: pgpool had to be, see `faults.illness`
     """
@@ -57,6 +74,7 @@ class Told(NamedTuple):
     attach: Run
     moved: Mapping[str, float]
     wrong: tuple[str, ...]
+    cuts: tuple[ComesMidway, ...]
     repaired: float
     is_cured: bool
     service: str
@@ -69,6 +87,7 @@ class Told(NamedTuple):
         return "\n".join(
             [
                 *self.wrong,
+                *map(str, self.cuts),
                 *said,
                 f"writes moved after: {moved}",
                 f"repaired after {self.repaired:.1f} s; reconcile said:",
@@ -77,18 +96,21 @@ class Told(NamedTuple):
         )
 
 
-def play(stand: Stand, event: Event, caller: str, *faults: Between) -> Told:
+def play(stand: Stand, event: Event, caller: str, *faults: Between, served: Sequence[str] | None = None) -> Told:
     """Play one event while the faults are there, undo them, and wait until everything is right.
 
-    :param caller: where EFM calls the hook, and reconcile runs: ``new`` or ``other``, or a host's name
+    :param caller: where EFM calls the hook: ``new`` or ``other``, or a host's name
+    :param served: where reconcile runs, the same; at the caller when it is None, and there afterwards if it is empty
     """
     roles = stand.roles
     hook = _host(stand, roles, caller)
+    services = [_host(stand, roles, name) for name in ([caller] if served is None else served)]
     reached = _reached(caller, faults)
     began = time.monotonic()
-    with Samples(stand) as samples, stand.reconciled(hook) as service:
-        with _all(stand, roles, faults):
-            runs, promoted_at = _play(stand, event, roles, hook)
+    with Samples(stand) as samples, ExitStack() as ends:
+        service = [ends.enter_context(stand.reconciled(host)) for host in services]
+        with _Line(stand, roles, faults) as line:
+            runs, promoted_at = _play(stand, event, roles, hook, line)
             moved_at = time.monotonic()
             attach = runs[-1]
             wrong = _judge(stand, reached, roles, attach)
@@ -96,6 +118,8 @@ def play(stand: Stand, event: Event, caller: str, *faults: Between) -> Told:
                 roles.old.follow(roles.new)
                 roles.old.start()
                 runs.append(stand.efm_lb(hook, "attach", roles.old.host, "s"))
+        if not service:
+            service = [ends.enter_context(stand.reconciled(hook))]
         undone = time.monotonic()
         stand.rejoin(roles.new)
         if event is Event.FAILOVER:
@@ -110,27 +134,27 @@ def play(stand: Stand, event: Event, caller: str, *faults: Between) -> Told:
             wait_until(stand.is_right, timeout=_REPAIRED, interval=0.1)
             still = [*beside_the_illness(still), *stand.wrong()]
         wrong += [f"still wrong {limit:.0f} s after the fault: {line}" for line in still]
-        said = service.output
+        said = "\n".join(each.output for each in service)
     wrong += _late(runs)
     wrong += samples.wrong(roles.new, moved_at, reached)
     moved = {name: at - promoted_at for name, at in samples.moved(roles.new).items()}
-    return Told(tuple(runs), attach, moved, tuple(wrong), repaired, is_cured, said)
+    return Told(tuple(runs), attach, moved, tuple(wrong), tuple(line.cuts), repaired, is_cured, said)
 
 
-def _play(stand: Stand, event: Event, roles: Roles, hook: str) -> tuple[list[Run], float]:
+def _play(stand: Stand, event: Event, roles: Roles, hook: str, line: _Line) -> tuple[list[Run], float]:
     """As EFM does it, up to the call about the new primary; and when that was out of recovery."""
     old, new, other = roles
-    runs = []
-    if event is Event.SWITCHOVER:
-        runs.append(stand.efm_lb(hook, "detach", old.host, "p"))
-        old.stop()
-    else:
+    if event is Event.FAILOVER:
         old.kill()
-        runs.append(stand.efm_lb(hook, "detach", old.host, "p"))
+    with line.during("detach"):
+        runs = [stand.efm_lb(hook, "detach", old.host, "p")]
+    if event is Event.SWITCHOVER:
+        old.stop()
     new.promote()
     promoted_at = time.monotonic()
     other.follow(new)
-    runs.append(stand.efm_lb(hook, "attach", new.host, "p"))
+    with line.during("attach"):
+        runs.append(stand.efm_lb(hook, "attach", new.host, "p"))
     return runs, promoted_at
 
 
@@ -181,10 +205,40 @@ def _host(stand: Stand, roles: Roles, name: str) -> str:
     return stand.host_of(getattr(roles, name)) if name in Roles._fields else name
 
 
-@contextmanager
-def _all(stand: Stand, roles: Roles, faults: Sequence[Between]) -> Iterator[None]:
-    with ExitStack() as undo:
-        for fault in faults:
-            others = [_host(stand, roles, name) for name in fault.others]
-            undo.enter_context(stand.hosts.fault(fault.fault, _host(stand, roles, fault.one), *others))
+class _Line:
+    """What is wrong with the network while the block runs.
+
+    :ivar cuts: what became of the faults that come in the middle of a call
+    """
+
+    def __init__(self, stand: Stand, roles: Roles, faults: Sequence[Between]) -> None:
+        self._stand = stand
+        self._roles = roles
+        self._faults = faults
+        self._undo = ExitStack()
+        self.cuts: list[ComesMidway] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            for fault in self._faults:
+                if not fault.call:
+                    undo.enter_context(self._stand.hosts.fault(fault.fault, *self._between(fault)))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    @contextmanager
+    def during(self, call: str) -> Iterator[None]:
+        """This call is made in the block; what comes in the middle of it stays."""
+        cuts = []
+        for fault in self._faults:
+            if fault.call == call:
+                cut = self._stand.hosts.cut(fault.fault, *self._between(fault), after=fault.after)
+                cuts.append((fault, self._undo.enter_context(cut)))
         yield
+        self.cuts += [ComesMidway(fault, cut.said, cut.has_come) for fault, cut in cuts]
+
+    def _between(self, fault: Between) -> list[str]:
+        return [_host(self._stand, self._roles, name) for name in (fault.one, *fault.others)]

@@ -11,6 +11,7 @@ from enum import Enum
 from types import TracebackType
 
 from efm_lb.rehearsal.host import Host
+from faults.network.cut import Cut
 from faults.network.namespaces import Namespace, remove_leftovers
 from faults.network.wire import SlowWire
 
@@ -75,6 +76,11 @@ class Hosts:
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]
 
+    def sysctl(self, host: str, **variables: int) -> None:
+        """Set variables of the kernel's, such as ``tcp_keepalive_time=5``, on one of them."""
+        for name, value in variables.items():
+            self._namespaces[host].sysctl(f"ipv4/{name}", value)
+
     def named(self, address: str) -> str:
         """The name of the host with this address."""
         return next(name for name, host in self._hosts.items() if host.address == address)
@@ -97,6 +103,22 @@ class Hosts:
                 if fault is not Fault.HALF_OPEN:
                     undo.enter_context(self._filtered(other, self._rules_of(fault, one)))
             yield
+
+    @contextmanager
+    def cut(self, fault: Fault, one: str, *others: str, after: int) -> Iterator[Cut]:
+        """The same from the moment on when so many bytes were sent between them, the block's first being number 0.
+
+        :param fault: no `Fault.LOSS` and no `Fault.DELAY`
+        """
+        verdict = {Fault.REJECT: "reject with tcp reset", Fault.PROHIBITED: "reject with icmp admin-prohibited"}.get(
+            fault, "drop"
+        )
+        leaving = "" if fault is Fault.HALF_OPEN else verdict
+        cut = Cut(self._namespaces[one], [self._hosts[name].address for name in others], after, verdict, leaving)
+        try:
+            yield cut
+        finally:
+            cut.mend()
 
     @contextmanager
     def partition(self, *groups: Iterable[str], fault: Fault = Fault.BLACK_HOLE) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from efm_lb.rehearsal.processes import started_at
 
@@ -63,6 +65,21 @@ class Namespace:
         with self.inside():
             self._feed(script, "nft", "-f", "-")
 
+    def sysctl(self, name: str, value: int) -> None:
+        """Set a variable of the kernel's in it, such as ``ipv4/tcp_keepalive_time``."""
+        with self.inside():
+            Path("/proc/sys/net", name).write_text(f"{value}\n")
+
+    def nft_object(self, kind: str, table: str, name: str) -> dict[str, Any]:
+        """What nftables says about a counter or a quota.
+
+        :raises NamespaceError: there is none
+        """
+        with self.inside():
+            told = json.loads(self._feed("", "nft", "-j", "list", kind, "ip", table, name))
+        (found,) = [each[kind] for each in told["nftables"] if kind in each]
+        return dict(found)
+
     @contextmanager
     def inside(self) -> Iterator[None]:
         """This thread is in it, and so is what it starts: sockets, processes and threads."""
@@ -77,10 +94,11 @@ class Namespace:
         """End what still runs in it, and remove it."""
         _remove(self.name)
 
-    def _feed(self, text: str, *argv: str) -> None:
+    def _feed(self, text: str, *argv: str) -> str:
         done = _run(*argv, standard_input=text)
         if done.returncode:
             raise NamespaceError(f"{' '.join(argv)} in {self.name}: {done.stderr.strip()}")
+        return done.stdout
 
 
 def remove_leftovers() -> list[str]:

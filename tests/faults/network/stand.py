@@ -89,6 +89,8 @@ class Stand:
         self._undo = undo
         undo.enter_context(hosts["observer"].inside())
         self.cluster = undo.enter_context(Cluster.start(hosts=[hosts[name] for name in NODES], settings=_SETTINGS))
+        # As docs/pgpool.md says: a client that has vanished would hold it up for hours.
+        hosts.sysctl("pool1", tcp_keepalive_time=5, tcp_keepalive_intvl=1, tcp_keepalive_probes=3)
         self.pool = undo.enter_context(Pgpool.start(self.cluster, {"connect_timeout": 2000}, hosts["pool1"]))
         listen = f"stats socket ipv4@{hosts['edge1'].address}:{_ADMIN_PORT} level admin"
         self.edge = undo.enter_context(Haproxy.start(self.cluster, global_=listen, host=hosts["edge1"]))

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from efm_lb.rehearsal.waiting import wait_until
 from faults.illness import CURED
+from faults.network.cut import NEVER
 from faults.network.drama import Between, Event, play
 from faults.network.hosts import Fault
 from faults.network.samples import Samples
-from faults.network.stand import BALANCERS, DEADLINE, NODES, Stand
+from faults.network.stand import BALANCERS, DEADLINE, NODES, Roles, Stand
 
 pytestmark = pytest.mark.fault("a network that fails")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
@@ -34,6 +36,9 @@ CLIENT_AND_BALANCERS = ("client", BALANCERS, "other")
 
 LONG = pytest.mark.long
 CUTS = (Fault.BLACK_HOLE, pytest.param(Fault.REJECT, marks=LONG))
+MIDWAY = (Fault.BLACK_HOLE, Fault.REJECT, Fault.HALF_OPEN)
+PEERS = {**{name: (name,) for name in (*BALANCERS, "new", "other")}, "all": (*BALANCERS, "old", "new", "other")}
+
 Check = Callable[..., None]
 
 
@@ -41,9 +46,10 @@ Check = Callable[..., None]
 def check(stand: Stand, counted: Callable[[str], None]) -> Check:
     """Play an event, and nothing may be wrong: ``check(EVENT, CALLER, *FAULTS)``."""
 
-    def check(event: Event, caller: str, *faults: Between) -> None:
-        told = play(stand, event, caller, *faults)
+    def check(event: Event, caller: str, *faults: Between, served: Sequence[str] | None = None) -> None:
+        told = play(stand, event, caller, *faults, served=served)
         print(told)
+        assert all(cut.has_come for cut in told.cuts), str(told)
         if told.is_cured:
             counted(CURED)
         assert not told.wrong, str(told)
@@ -224,6 +230,86 @@ def test_each_from_each(check: Check, event: Event, one: str, other: str) -> Non
 def test_one_from_all(check: Check, event: Event, fault: Fault, alone: str) -> None:
     others = [name for name in ("old", "new", "other", *BALANCERS, "lb", "client") if name != alone]
     check(event, "new", Between(fault, alone, tuple(others)))
+
+
+@pytest.fixture(scope="module")
+def conversations() -> dict[tuple[Event, str, str], int]:
+    """Bytes of what a host says in a call to `PEERS`, by event, call and peer, when nothing is wrong."""
+    return {}
+
+
+def cut_midway(
+    stand: Stand,
+    conversations: dict[tuple[Event, str, str], int],
+    event: Event,
+    fault: Fault,
+    call: str,
+    peer: str,
+) -> Between:
+    """Somewhere in the middle of what the host ``lb`` says to a peer in a call."""
+    if (event, call, peer) not in conversations:
+        listening = {
+            (call, name): Between(Fault.BLACK_HOLE, "lb", others, call, NEVER)
+            for call in ("detach", "attach")
+            for name, others in PEERS.items()
+        }
+        told = play(stand, event, "lb", *listening.values(), served=())
+        said = {cut.fault: cut.said for cut in told.cuts}
+        conversations |= {(event, *key): said[fault] for key, fault in listening.items()}
+    part = random.Random(f"{SEED} {event} {fault} {call} {peer}").uniform(0.05, 0.9)
+    return Between(fault, "lb", PEERS[peer], call, int(part * conversations[event, call, peer]))
+
+
+@pytest.mark.parametrize(
+    ("event", "fault", "call", "peer"),
+    [
+        pytest.param(Event.FAILOVER, Fault.REJECT, "attach", "pool1", id="pgpool"),
+        *(
+            pytest.param(event, fault, call, peer, id=f"{call}-{peer}-{fault.value}-{event.value}", marks=LONG)
+            for event in Event
+            for fault in MIDWAY
+            for call, peers in (("attach", PEERS), ("detach", ["pgb1", "all"] if event is Event.SWITCHOVER else []))
+            for peer in peers
+        ),
+    ],
+)
+def test_a_line_that_is_cut_in_the_middle_of_a_conversation(
+    stand: Stand,
+    check: Check,
+    conversations: dict[tuple[Event, str, str], int],
+    event: Event,
+    fault: Fault,
+    call: str,
+    peer: str,
+) -> None:
+    """A call's, by PCP, with HAProxy, by ssh, with a node, or all of them at one moment.
+
+    Nobody else is there to make right what it leaves: reconcile comes afterwards.
+    """
+    print(f"EFM_LB_SEED={SEED}")
+    check(event, "lb", cut_midway(stand, conversations, event, fault, call, peer), served=())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(6))
+def test_reconcile_that_is_cut_off_in_the_middle_of_a_conversation(stand: Stand, number: int) -> None:
+    """Nobody calls, so the line fails while it does what a call would do, or soon afterwards."""
+    print(f"EFM_LB_SEED={SEED}")
+    chance = random.Random(f"{SEED} reconcile {number}")
+    fault, peer, after = chance.choice(MIDWAY), chance.choice(list(PEERS)), chance.randrange(500, 8000)
+    print(f"{fault.value} between reconcile and {peer} after {after} bytes")
+    old, new, other = stand.roles
+    peers = [stand.host_of(getattr(stand.roles, name)) if name in Roles._fields else name for name in PEERS[peer]]
+    with Samples(stand) as samples, stand.reconciled("lb") as service:
+        with stand.hosts.cut(fault, "lb", *peers, after=after) as cut:
+            old.kill()
+            new.promote()
+            other.follow(new)
+            assert wait_until(lambda: cut.has_come, timeout=60, interval=0.1), service.output
+            time.sleep(DEADLINE)  # what hangs comes to its end
+        stand.rejoin(new)
+        assert wait_until(stand.is_right, timeout=45, interval=0.1), f"{stand.wrong()}\n{service.output}"
+    assert samples.wrong(new, float("inf"), []) == []
 
 
 @pytest.mark.long
