@@ -17,7 +17,7 @@ from efm_lb.rehearsal.waiting import wait_until
 from faults.servers.estate import Estate
 from faults.watch import AnyBalancer, Watch
 
-__all__ = ["Blow", "How", "drawn", "strike"]
+__all__ = ["PAIRS", "Blow", "How", "Pair", "drawn", "strike"]
 
 _LONGEST_FREEZE = 5.0
 _LONGEST_ABSENCE = 3.0
@@ -38,6 +38,23 @@ class How(Enum):
     RESTART = "restart"
 
 
+class Pair(NamedTuple):
+    """A kind of server, and what is done to it."""
+
+    kind: str
+    how: How
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.how.value}"
+
+
+KINDS = ("Pgpool", "Haproxy", "Pgbouncer", "PostgreSQL")
+PAIRS = tuple(
+    Pair(kind, list(How)[(number + shift) % len(How)]) for shift in range(len(How)) for number, kind in enumerate(KINDS)
+)
+"""All; among the first four is each kind, and each thing that is done."""
+
+
 class Blow(NamedTuple):
     """One fault, at one moment.
 
@@ -54,9 +71,8 @@ class Blow(NamedTuple):
     seconds: float
 
     @property
-    def kind(self) -> str:
-        """Of the victim."""
-        return "PostgreSQL" if isinstance(self.victim, Server) else type(self.victim).__name__
+    def pair(self) -> Pair:
+        return Pair(_kind(self.victim), self.how)
 
     def __str__(self) -> str:
         name = self.victim.name
@@ -64,22 +80,28 @@ class Blow(NamedTuple):
         return f"{name}: {self.how.value}{lasts}, {self.delay:.2f} s into step {self.step}"
 
 
-def drawn(chance: Random, estate: Estate, steps: int) -> list[Blow]:
-    """A blow at random, or two for two victims.
+def drawn(chance: Random, estate: Estate, steps: int, pair: Pair | None = None) -> list[Blow]:
+    """A blow at a random moment.
 
     :param steps: how many steps EFM is going to take
+    :param pair: who is struck and how; None leaves that to chance, too, and strikes two victims at times
     """
-    kinds = chance.sample(range(4), 1 + (chance.random() < _BOTH))
-    return [
-        _drawn(chance, estate.balancers[kind] if kind < 3 else chance.choice(estate.cluster.nodes), steps)
-        for kind in kinds
-    ]
+    if pair:
+        return [_drawn(chance, estate, pair.kind, pair.how, steps)]
+    kinds = chance.sample(KINDS, 1 + (chance.random() < _BOTH))
+    hows = [How.FREEZE, How.FREEZE, How.FREEZE_FIRST, How.KILL, How.KILL, How.RESTART]
+    return [_drawn(chance, estate, kind, chance.choice(hows), steps) for kind in kinds]
 
 
-def _drawn(chance: Random, victim: Server | AnyBalancer, steps: int) -> Blow:
-    how = chance.choice([How.FREEZE, How.FREEZE, How.FREEZE_FIRST, How.KILL, How.KILL, How.RESTART])
+def _drawn(chance: Random, estate: Estate, kind: str, how: How, steps: int) -> Blow:
+    victims: list[Server | AnyBalancer] = [*estate.balancers, *estate.cluster.nodes]
+    victim = chance.choice([each for each in victims if _kind(each) == kind])
     longest = _LONGEST_FREEZE if how in (How.FREEZE, How.FREEZE_FIRST) else _LONGEST_ABSENCE
     return Blow(victim, how, chance.randrange(steps), chance.random() * _INTO_A_STEP, 0.2 + chance.random() * longest)
+
+
+def _kind(victim: Server | AnyBalancer) -> str:
+    return "PostgreSQL" if isinstance(victim, Server) else type(victim).__name__
 
 
 def strike(blow: Blow, estate: Estate, watch: Watch) -> bool:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from random import Random
 from typing import NamedTuple
 
+from efm_lb.rehearsal.cluster import Server
 from efm_lb.rehearsal.hooks import Run
 from efm_lb.rehearsal.verdict import wait_right
 from efm_lb.rehearsal.waiting import wait_until
-from faults.servers.blows import Blow, drawn, strike
+from faults.servers.blows import Blow, Pair, drawn, strike
 from faults.servers.estate import DEADLINE, RIGHT, Estate
 from faults.servers.event import Efm, Promotion
 from faults.servers.rows import Accounts, Writers
@@ -100,10 +101,11 @@ class _Striker:
             self.failed.append(f"{blow.victim.name} did not come back: {error}")
 
 
-def play(estate: Estate, efm: Efm, watch: Watch, seed: int) -> Told:
+def play(estate: Estate, efm: Efm, watch: Watch, seed: int, pair: Pair | None = None) -> Told:
     """Let one event happen, with one or two blows, and wait until everything is right.
 
     :param seed: of all that is left to chance
+    :param pair: who is struck and how, see `drawn`
     """
     chance, tale = Random(seed), _Tale()
     estate.crashed.clear()
@@ -111,7 +113,7 @@ def play(estate: Estate, efm: Efm, watch: Watch, seed: int) -> Told:
     event = chance.choice(efm.possible())
     steps = efm.steps(event, tale.say)
     is_served = chance.random() < 0.5
-    striker = _Striker(estate, watch, tale, drawn(chance, estate, len(steps)))
+    striker = _Striker(estate, watch, tale, drawn(chance, estate, len(steps), pair))
     tale.say(f"{event.value}; reconcile {'runs all the time' if is_served else 'is run afterwards'}")
     wrong: list[str] = []
     with Writers(estate.balancers, 10 * seed) as writers, ExitStack() as services:
@@ -181,7 +183,7 @@ def _in_vain(writers: Writers, promotion: Promotion | None, runs: list[Run], str
     if not promotion or any(run.exit_code for run in runs if run.argv[4:7] == ("attach", promotion.new.name, "p")):
         return []
     late = [blow for blow, over in striker.done if over > promotion.called]
-    if any(blow.kind == "PostgreSQL" for blow in late):
+    if any(isinstance(blow.victim, Server) for blow in late):
         return []
     struck = {blow.victim.name for blow in late}
     return [
