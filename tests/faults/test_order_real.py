@@ -1,4 +1,4 @@
-"""Random sequences of calls against real servers: three hosts, a reconcile service on one of them, and all balancers.
+"""Random sequences of calls against real servers: three hosts, reconcile on one or on all of them, and all balancers.
 
 What `faults.model` does by the hundred thousand is done here with the real things: the invariants are looked for at the
 balancers themselves, all the time. A sequence begins where the one before it ended.
@@ -358,13 +358,16 @@ def hosts(cluster: Cluster, balancers: list[AnyBalancer], tmp_path: Path) -> Ite
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("count", "services"), [(6, 3), *(pytest.param(100, services, marks=pytest.mark.long) for services in (1, 3))]
+)
 def test_sequences(
     cluster: Cluster,
     balancers: list[AnyBalancer],
     pgpool: Pgpool,
     hosts: list[Path],
     count: int,
+    services: int,
     tried: Callable[[int], None],
     counted: Callable[[str], None],
 ) -> None:
@@ -378,7 +381,8 @@ def test_sequences(
     def wrong() -> list[str]:
         return [words for balancer in balancers for words in misbeliefs(cluster, balancer)]
 
-    with Watch(balancers) as watch, Service(hosts[0]) as service:
+    with Watch(balancers) as watch, contextlib.ExitStack() as ends:
+        served = [ends.enter_context(Service(host)) for host in hosts[:services]]
         watch.leaves_recovery(cluster.nodes[0])
         for seed in range(BASE, BASE + count):
             efm = Efm(cluster, balancers, hooks, watch, first_files, str(seed))
@@ -395,8 +399,9 @@ def test_sequences(
             slowest = max(slowest, right)
             calls += len(efm.runs)
             print(f"seed {seed}: {len(efm.runs)} calls; right after {right:.1f} s", flush=True)
-            problems = [*watch.wrong, *wrong(), *efm.bugs, *(["a bug"] if "a bug" in service.output else [])]
-            assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, service.output])
+            said = [service.output for service in served]
+            problems = [*watch.wrong, *wrong(), *efm.bugs, *(["a bug"] if "a bug" in "".join(said) else [])]
+            assert not problems, "\n".join([f"seed {seed}: {problems}", *efm.told, *said])
     seconds = time.monotonic() - began
     print(
         f"{count} sequences, {calls} calls, {watch.looks} looks in {seconds:.0f} s; right after {slowest:.1f} s at most"

@@ -42,7 +42,9 @@ _SETTINGS: Mapping[str, object] = {
 class Estate:
     """The servers, and what is known of them that they do not say themselves.
 
-    :ivar hook: efm-lb, as EFM runs it
+    :ivar env_files: the settings on three hosts, each with a state directory of its own
+    :ivar hooks: efm-lb on these hosts, as EFM runs it
+    :ivar hook: the one that EFM runs now
     :ivar down: the nodes that EFM has stopped, or takes for failed: nobody starts them but EFM
     :ivar crashed: the nodes that were killed, or were away for a moment, since an event began
     :ivar hands: whoever starts or stops a node has its lock
@@ -52,8 +54,11 @@ class Estate:
         self.cluster = cluster
         self.balancers = balancers
         (self.pool,) = [each for each in balancers if isinstance(each, Pgpool)]
-        self.env_file = hook_environment(cluster, balancers, name, _SETTINGS)
-        self.hook = efm_lb_hook(self.env_file)
+        self.env_files = [
+            hook_environment(cluster, balancers, f"{name}.host{number}", _SETTINGS) for number in (1, 2, 3)
+        ]
+        self.hooks = [efm_lb_hook(file) for file in self.env_files]
+        self.hook = self.hooks[0]
         self.down: set[Server] = set()
         self.crashed: set[Server] = set()
         self.hands = {node: threading.Lock() for node in cluster.nodes}

@@ -22,6 +22,8 @@ __all__ = ["Told", "play"]
 
 _LOOKS = 8
 """Runs of ``efm-lb reconcile`` after an event, where no service runs."""
+_SERVICES = (0, 0, 1, 3, 3)
+"""On how many hosts reconcile runs all the time."""
 _LONGEST_CALL = (DEADLINE + 1) + DEADLINE + 4
 """Seconds: one that waits for another call on its host first, on a machine that is busy."""
 _EXIT_CODES = (0, 75)
@@ -33,6 +35,7 @@ class Told(NamedTuple):
 
     :param blows: those that were struck
     :param wrong: what must not be so, one line each
+    :param services: on how many hosts reconcile ran all the time
     :param right: seconds that it took to become right once all servers were there again
     :param is_cured: pgpool had to be, see `Efm.cure_pgpool`
     """
@@ -40,6 +43,7 @@ class Told(NamedTuple):
     seed: int
     blows: tuple[Blow, ...]
     wrong: tuple[str, ...]
+    services: int
     right: float
     is_cured: bool
     rows: Accounts
@@ -112,12 +116,14 @@ def play(estate: Estate, efm: Efm, watch: Watch, seed: int, pair: Pair | None = 
     seen = len(watch.wrong)
     event = chance.choice(efm.possible())
     steps = efm.steps(event, tale.say)
-    is_served = chance.random() < 0.5
+    services = chance.choice(_SERVICES)
+    # Where EFM calls there is somebody who remembers what was before.
+    estate.hook = chance.choice(estate.hooks[: max(1, services)])
     striker = _Striker(estate, watch, tale, drawn(chance, estate, len(steps), pair))
-    tale.say(f"{event.value}; reconcile {'runs all the time' if is_served else 'is run afterwards'}")
+    tale.say(f"{event.value}; reconcile {f'runs on {services} hosts' if services else 'is run afterwards'}")
     wrong: list[str] = []
-    with Writers(estate.balancers, 10 * seed) as writers, ExitStack() as services:
-        service = services.enter_context(Service(estate.env_file)) if is_served else None
+    with Writers(estate.balancers, 10 * seed) as writers, ExitStack() as ends:
+        served = [ends.enter_context(Service(file)) for file in estate.env_files[:services]]
         for number, step in enumerate(steps):
             striker.begins(number)
             tale.say(step.words)
@@ -126,20 +132,20 @@ def play(estate: Estate, efm: Efm, watch: Watch, seed: int, pair: Pair | None = 
         efm.mend()
         is_cured = efm.cure_pgpool()
         began = time.monotonic()
-        looks = [] if service else _looked(estate, tale)
+        looks = [] if served else _looked(estate, tale)
         wait_until(lambda: not estate.wrong(), timeout=RIGHT, interval=0.1)
         right = time.monotonic() - began
         wrong += [line for each in estate.balancers for line in wait_right(estate.cluster, each, estate.down)[0]]
         wrong += estate.wrong()
         wrong += [f"nobody can write through {name} any more" for name in writers.silent()]
-        if service:
+        for service in served:
             tale.say(f"reconcile said:\n{service.output}")
             wrong += _bugs("reconcile", service.output)
     wrong += [*striker.failed, *watch.wrong[seen:], *_judged(efm.runs + looks), *_last(looks)]
     wrong += _in_vain(writers, efm.promotion, efm.runs, striker)
     rows = writers.accounts(estate, efm.promotion)
     blows = tuple(blow for blow, _ in striker.done)
-    return Told(seed, blows, (*wrong, *rows.lost), right, is_cured, rows, tuple(tale.lines))
+    return Told(seed, blows, (*wrong, *rows.lost), services, right, is_cured, rows, tuple(tale.lines))
 
 
 def _looked(estate: Estate, tale: _Tale) -> list[Run]:

@@ -57,6 +57,7 @@ def test_random_moments(
         for seed in range(SEED, SEED + count):
             told = play(estate, efm, watch, seed, waiting[0] if waiting else None)
             tried(len(told.blows))
+            counted(f"random moments with {told.services} reconcile services")
             for blow in told.blows:
                 struck[str(blow.pair)] += 1
                 counted(str(blow.pair))
