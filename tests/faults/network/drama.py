@@ -59,6 +59,13 @@ class ComesMidway(NamedTuple):
     said: int
     has_come: bool
 
+    def __str__(self) -> str:
+        fault, one, others, call, after = self.fault
+        came = "came" if self.has_come else "did not come"
+        return (
+            f"{fault.value} between {one} and {', '.join(others)} {came} after {after} of {self.said} bytes of {call}"
+        )
+
 
 class Told(NamedTuple):
     """What was seen of it.

@@ -37,6 +37,7 @@ CLIENT_AND_BALANCERS = ("client", BALANCERS, "other")
 LONG = pytest.mark.long
 CUTS = (Fault.BLACK_HOLE, pytest.param(Fault.REJECT, marks=LONG))
 MIDWAY = (Fault.BLACK_HOLE, Fault.REJECT, Fault.HALF_OPEN)
+SERVED = ("new", "other", "lb")
 PEERS = {**{name: (name,) for name in (*BALANCERS, "new", "other")}, "all": (*BALANCERS, "old", "new", "other")}
 
 Check = Callable[..., None]
@@ -322,4 +323,6 @@ def test_several_faults_at_once(check: Check, number: int) -> None:
     pairs += [("lb", node) for node in ("old", "new", "other")]
     faults = [Between(chance.choice(list(Fault)), one, (other,)) for one, other in chance.sample(pairs, 3)]
     print(faults)
-    check(chance.choice(list(Event)), chance.choice(["new", "other", "lb"]), *faults)
+    event, caller, served = chance.choice(list(Event)), chance.choice(SERVED), chance.choice([None, SERVED])
+    print(f"{event.value}; EFM calls on {caller}; reconcile runs {'on three hosts' if served else 'there'}")
+    check(event, caller, *faults, served=served)
