@@ -31,8 +31,6 @@ __all__ = ["REST", "Services"]
 
 PERIOD = 5.0
 """Seconds: the default of ``EFM_LB_RECONCILE__PERIOD``."""
-SETTLE = 2.0
-"""Seconds: the default of ``EFM_LB_RECONCILE__SETTLE``."""
 WARM_UP = 15.0
 SAMPLE = 5.0
 REST = 120.0
@@ -95,12 +93,9 @@ class Services:
                         file.write_text(before[balancer.name])  # as an administrator's tool may have left it
                     balancer.launch()
                     back[type(balancer).__name__].append(self._until_right([balancer], time.monotonic()))
-        # A HAProxy and a PgBouncer give the writes to a dead node. A pgpool has found its primary itself, and that the
-        # dead one is in rotation is left alone for a while.
-        limits = {"Haproxy": PERIOD, "Pgpool": PERIOD + SETTLE, "Pgbouncer": PERIOD}
         return [
-            Row(f"reconcile: from the return of a {kind} until it is right", "s", [], back[kind]).aim_value(limit + 0.2)
-            for kind, limit in limits.items()
+            Row(f"reconcile: from the return of a {kind} until it is right", "s", [], seconds).aim_value(PERIOD + 0.2)
+            for kind, seconds in back.items()
         ]
 
     def reconcile_at_rest(self) -> list[Row]:

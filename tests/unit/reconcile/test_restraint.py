@@ -323,6 +323,15 @@ def test_a_balancer_that_comes_back_is_forgiven_what_failed_before(watch: Watch)
     assert watch(45, "xPs", "Waa").events
 
 
+def test_what_a_balancer_does_while_it_starts_is_nobodys_work(watch: Watch) -> None:
+    """A pgpool that comes back looks for its primary, and believes something new each second."""
+    watch(0, "xPs", "dWa")
+    watch(20, "xPs", None)
+    watch(25, "xPs", "dad")
+    assert events(watch(30, "xPs", "aWa")) == [(Detach, "db1")]
+    assert waiting(watch(35, "xPs", "Waa"))[0] == "somebody else has just changed something there"
+
+
 def test_what_failed_is_tried_again_once_somebody_else_has_changed_something(watch: Watch) -> None:
     for now in (0, 1, 3, 7, 15, 31):
         assert watch(now, "xPs", "Waa").events

@@ -34,6 +34,7 @@ class Memory:
     """What is remembered of one balancer.
 
     :ivar is_first_look: this process has not seen it yet
+    :ivar is_starting: it was away, and was back at the last look
     :ivar view: what it believed at the last look, and who has got the writes since by what was sent
     :ivar gone: the nodes that served nobody then
     :ivar timeline: the primary's, then
@@ -47,6 +48,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.is_first_look = True
+        self.is_starting = False
         self.view: View | None = None
         self.gone: frozenset[Node] = frozenset()
         self.timeline: int | None = None

@@ -5,7 +5,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
 
 - A node whose state has just changed is about to be called about: `Reconcile.settle` seconds belong to EFM's hook.
 - A standby that is down may only be restarted: it is left in for `Reconcile.detach_after` seconds.
-- A view that has changed since the look before is somebody's work in progress: so much time again.
+- A view that has changed since the look before is somebody's work in progress: so much time again, unless the balancer
+  was just back then and may still have been starting.
 - A standby that was taken out while it is up was taken out on purpose, by EFM, a person or another host that sees it
   down: it is left out for `Reconcile.hold` seconds, twice as long each time.
 - A balancer that failed is left alone for a while, twice as long each time, until it is started again, or somebody
@@ -149,11 +150,12 @@ class Restraint:
             memory.out.clear()  # what it believes when it comes back is nobody's wish
             memory.forgive()
             return Judgement()
+        was_starting, memory.is_starting = memory.is_starting, before is None and not memory.is_first_look
         self._others.notice(memory, sight.truth, before, view, was_gone, now)
         primary = sight.truth.primary
         memory.timeline = sight.truth.state(primary).timeline if primary else None
         if before is not None and _believed(view) != _believed(before) and not memory.is_own_work:
-            memory.busy_until = now + self._policy.settle
+            memory.busy_until = now if was_starting else now + self._policy.settle
             memory.forgive()
         memory.is_own_work = memory.is_unfinished = False
         wanted = differences(sight.truth, view)
