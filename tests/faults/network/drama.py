@@ -61,10 +61,8 @@ class ComesMidway(NamedTuple):
 
     def __str__(self) -> str:
         fault, one, others, call, after = self.fault
-        came = "came" if self.has_come else "did not come"
-        return (
-            f"{fault.value} between {one} and {', '.join(others)} {came} after {after} of {self.said} bytes of {call}"
-        )
+        came = f"came after {after}" if self.has_come else f"did not come: {self.said} of {after}"
+        return f"{fault.value} between {one} and {', '.join(others)} {came} bytes of {call}"
 
 
 class Told(NamedTuple):
