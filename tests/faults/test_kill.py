@@ -29,6 +29,8 @@ pytestmark = pytest.mark.fault("efm-lb killed at a step")
 SEED = int(os.environ.get("EFM_LB_SEED", "1"))
 SAMPLED = 7
 """Points of each moment in ``make test``."""
+_UNREACHED = 0.05
+"""The part of the points that may not be reached, twice in a row: threads take their steps in no certain order."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,8 @@ class Campaign:
 
     :ivar points: where each call can be killed, once it was made undisturbed
     :ivar failed: what was wrong, with the point
+    :ivar reached: how often a call was killed at its point
+    :ivar unreached: points at which nobody was killed, because the call has passed by them, also a second time
     """
 
     def __init__(self, stand: Stand) -> None:
@@ -61,8 +65,10 @@ class Campaign:
         self._waiting: dict[Moment, list[tuple[Call, Point | None]]] = {moment: [] for moment in Moment}
         self.points: list[tuple[Call, Point]] = []
         self.failed: list[str] = []
+        self.reached = 0
+        self.unreached: list[str] = []
+        self._missed: set[tuple[Call, Point]] = set()
         self._runs: Counter[str] = Counter()
-        self._missed: Counter[str] = Counter()
         self._leftovers: Counter[str] = Counter()
         self._longest_hold = 0.0
 
@@ -75,7 +81,8 @@ class Campaign:
                 self._switch_over()
 
     def report(self) -> str:
-        lines = [f"{name}: {runs} runs, {self._missed[name]} points not reached" for name, runs in self._runs.items()]
+        lines = [f"{name}: {runs} runs" for name, runs in self._runs.items()]
+        lines += [f"not reached: {each}" for each in self.unreached]
         lines.append(f"temporary files that were left: {dict(self._leftovers)}")
         lines.append(f"longest time until nothing was paused: {self._longest_hold:.1f} s")
         return "\n".join(lines)
@@ -101,7 +108,9 @@ class Campaign:
         if point is None:
             self.points += [(call, each) for each in points_of(result.killed.steps)]
         self._runs[call.name] += 1
-        self._missed[call.name] += point is not None and not result.killed.reached
+        self.reached += result.killed.reached
+        if point and not result.killed.reached:
+            self._miss(call, point)
         self._leftovers.update(re.sub(r"\d+(-\d+)?(?=\.)", "*", name) for name in result.leftovers)
         self._longest_hold = max(self._longest_hold, result.held)
         if result.wrong:
@@ -109,6 +118,13 @@ class Campaign:
             print(self.failed[-1], flush=True)
             self._stand.start_over()
             raise StartedOver
+
+    def _miss(self, call: Call, point: Point) -> None:
+        if (call, point) in self._missed:
+            self.unreached.append(f"{call.name}, {point}")
+        else:
+            self._missed.add((call, point))
+            self._waiting[call.moment].append((call, point))
 
 
 def recorded(stand: Stand) -> Campaign:
@@ -122,10 +138,11 @@ def recorded(stand: Stand) -> Campaign:
 
 def kill(campaign: Campaign, points: Sequence[tuple[Call, Point]], tried: Callable[[int], None]) -> None:
     print(f"{len(points)} of {len(campaign.points)} points", flush=True)
-    tried(len(points))
     campaign.play(points)
     print(campaign.report())
+    tried(campaign.reached)
     assert not campaign.failed, "\n".join(campaign.failed)
+    assert len(campaign.unreached) <= _UNREACHED * len(points), "\n".join(campaign.unreached)
 
 
 def test_killed_at_some_steps(stand: Stand, tried: Callable[[int], None]) -> None:
