@@ -34,12 +34,11 @@ __all__ = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _kind(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """The kind of fault is that of the test's ``fault`` mark."""
-    mark = request.node.get_closest_marker("fault")
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The kind of fault is that of the test's ``fault`` mark; no fixture says so, for one before it may fail."""
+    mark = item.get_closest_marker("fault")
     if mark:
-        record_property(KIND, mark.args[0])
+        item.user_properties.append((KIND, mark.args[0]))
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -44,6 +48,33 @@ def test_what_else_happened_is_counted_once() -> None:
             "warnings": ["no report"],
         }
     ) == ["cured: 3", "struck: 1"]
+
+
+NO_STAND = """
+import pytest
+
+pytestmark = pytest.mark.fault("a full disk")
+
+@pytest.fixture(scope="module")
+def stand():
+    raise OSError("no server starts")
+
+def test_it(stand):
+    pass
+"""
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_servers_that_do_not_start_are_a_loss(tmp_path: Path, processes: str) -> None:
+    """They are started for a whole file, before anything that a single test brings along."""
+    (tmp_path / "test_it.py").write_text(NO_STAND)
+    options = ["-p", "faults.conftest", "-c", "/dev/null", f"--rootdir={tmp_path}", f"--numprocesses={processes}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-W", "ignore", str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    assert ["a", "full", "disk", "0", "1", "0"] in [line.split() for line in done.stdout.splitlines()], done.stdout
 
 
 def test_every_kind_of_this_suite_is_marked(request: pytest.FixtureRequest) -> None:
