@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,24 +29,31 @@ from efm_lb.rehearsal.pgbouncer import READ as READ_ENTRY
 from efm_lb.rehearsal.pgbouncer import WRITE as WRITE_ENTRY
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.rehearsal.processes import tree
+from efm_lb.rehearsal.sshd import Sshd
+from efm_lb.rehearsal.waiting import wait_until
 from efm_lb.state import TEMPORARY
 from efm_lb.truth import Truth
 from efm_lb_pgbouncer.mark import is_abandoned
 from integration.real import follow_ups, nodes_of
 
-__all__ = ["CONSOLE", "HOLD", "Killed", "Point", "Stand", "Step", "open_stand"]
+__all__ = ["CONSOLE", "FOLLOW_UP", "HOLD", "SSH", "START", "Killed", "Point", "Stand", "Step", "open_stand"]
 
 HOLD = 2.0
 """Seconds that PgBouncer holds clients: a part of the calls leaves it at that."""
+FOLLOW_UP = "--follow-up"
+"""In the command line of what judges a call again, unless that is a fork."""
 PCP, SOCKET, CONSOLE = "PCP", "haproxy's socket", "the console"
 _SETTINGS = {
     "EFM_LB_DEADLINE": 30,
-    "EFM_LB_BALANCERS__PGB1__HOLD": HOLD,
     "EFM_LB_RECONCILE__SETTLE": 0.1,
     "EFM_LB_RECONCILE__DETACH_AFTER": 0.1,
-    # What a killed call has taken out is nobody's wish.
-    "EFM_LB_RECONCILE__HOLD": 0,
 }
+START = "start a process"
+SSH = "write a pipe"
+"""What is told to a process that the call has started: to ssh."""
+_PGB1 = "EFM_LB_BALANCERS__PGB1__"
+_HELD = {f"{_PGB1}HOLD": HOLD}
 _CHANGES = (
     *(f"send {PCP}: {letter}" for letter in "CDJ"),  # attach, detach, promote
     *(f"send {CONSOLE}: {word}" for word in ("PAUSE", "RESUME", "RELOAD", "KILL", "SET")),
@@ -56,6 +63,8 @@ _CHANGES = (
 )
 _ACCEPTED = ".accepted"
 """How the name of the file ends that remembers what haproxy -c has accepted: it stays."""
+_MOVES = re.compile(rb" disabled| *\n?[#;] efm-lb: writes follow timeline \d+|host=\S+")
+"""What efm-lb changes in a file."""
 _TRACER = Path(__file__).with_name("tracer.py")
 
 
@@ -69,7 +78,7 @@ class Step(NamedTuple):
     @property
     def is_told(self) -> bool:
         """It tells a balancer something."""
-        return self.name.startswith(tuple(f"send {balancer}: " for balancer in (PCP, CONSOLE, SOCKET)))
+        return self.name.startswith((*(f"send {balancer}: " for balancer in (PCP, CONSOLE, SOCKET)), SSH))
 
     @property
     def is_change(self) -> bool:
@@ -77,9 +86,14 @@ class Step(NamedTuple):
         return self.name in _CHANGES
 
     @property
+    def is_message(self) -> bool:
+        """It goes through the network, or to a socket."""
+        return self.name.startswith(("send ", "connect "))
+
+    @property
     def is_again(self) -> bool:
         """Its process has asked that often already that it is looking again and again, each time in the same way."""
-        return self.nth > 5 and self.name.startswith(("send ", "connect "))
+        return self.nth > 5 and self.is_message
 
 
 class Point(NamedTuple):
@@ -111,6 +125,7 @@ class Stand:
     :ivar old: the primary now, or the one that was it before
     :ivar new: the one that is or will be the next
     :ivar other: a standby throughout
+    :ivar by_ssh: PgBouncer is on another host
     """
 
     def __init__(
@@ -120,6 +135,7 @@ class Stand:
         haproxy: Haproxy,
         pgbouncer: Pgbouncer,
         settings: Mapping[str, object],
+        sshd: Sshd | None,
     ) -> None:
         self.cluster = cluster
         self.pgpool = pgpool
@@ -127,7 +143,16 @@ class Stand:
         self.pgbouncer = pgbouncer
         self.balancers = (pgpool, haproxy, pgbouncer)
         self._haproxy_config = haproxy.config.read_text()
-        self.env_file = hook_environment(cluster, self.balancers, "efm", {**_SETTINGS, **settings})
+        self.by_ssh = sshd is not None
+        self._path = {"PATH": sshd.path} if sshd else {}
+        own = {**_SETTINGS, **settings}
+        if sshd:
+            there = hook_environment(cluster, [pgbouncer], "there", {**_HELD, **own})
+            sshd.force(" ".join([*EFM_LB, "apply", f"--env-file={there}"]))
+            elsewhere = {f"{_PGB1}ADAPTER": "pgbouncer", f"{_PGB1}HOST_SSH": sshd.destination}
+            self.env_file = hook_environment(cluster, [pgpool, haproxy], "efm", {**own, **elsewhere})
+        else:
+            self.env_file = hook_environment(cluster, self.balancers, "efm", {**_HELD, **own})
         self.state_dir = cluster.stage.directory / "efm.state"
         self.journal = self.state_dir / "efm.journal"
         self.plan = self.state_dir / "efm.plan"
@@ -137,7 +162,7 @@ class Stand:
         """Run it to its end."""
         return subprocess.run(
             [*EFM_LB, *words, f"--env-file={self.env_file}"],
-            input=stdin, capture_output=True, cwd="/", env=dict(BARE_ENVIRONMENT), timeout=60, check=False,
+            input=stdin, capture_output=True, cwd="/", env={**BARE_ENVIRONMENT, **self._path}, timeout=60, check=False,
         )  # fmt: skip
 
     def traced(
@@ -148,17 +173,23 @@ class Stand:
         of: str = "",
         slow: Mapping[str, float] | None = None,
         settings: Mapping[str, str] | None = None,
+        then: Callable[[], None] | None = None,
+        until: Callable[[], bool] | None = None,
     ) -> Killed:
         """Run it, and kill it at a point, or make some of its steps slow.
 
-        :param of: the point is one of a process that it starts, with this word in its command line
+        :param of: the point is one of a process that it starts, with this word in its command line;
+            for `FOLLOW_UP` a fork as well
         :param slow: seconds, by what the names of the steps begin with
         :param settings: of this run alone, in its environment
+        :param then: what happens when it has ended; a follow-up of it is at work meanwhile when that is what is killed
+        :param until: what is waited for when it does not end by itself
         """
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "steps"
             options = ["--kill", kill.step.name, str(kill.step.nth), kill.when] if kill else []
-            options += ["--of", of] if of else []
+            options += [f"--of={of}"] if of else []
+            options += ["--forked"] if of == FOLLOW_UP else []
             for step, seconds in (slow or {}).items():
                 options += ["--slow", step, f"{seconds:g}"]
             for text, name in {**self._called(), f"{directory}/": ""}.items():
@@ -167,23 +198,57 @@ class Stand:
             given = Path(directory) / "input"
             given.write_bytes(stdin)
             # Not a pipe: what the call has started may hold it open.
+            argv = [sys.executable, "-I", str(_TRACER), str(log), *options, "--", *EFM_LB, *words]
+            environment = {**BARE_ENVIRONMENT, **self._path, **(settings or {})}
             with output.open("wb") as out, given.open("rb") as into:
-                done = subprocess.run(
-                    [sys.executable, "-I", str(_TRACER), str(log), *options, "--", *EFM_LB, *words,
-                     f"--env-file={self.env_file}"],
-                    stdin=into, stdout=out, stderr=out, cwd="/", env={**BARE_ENVIRONMENT, **(settings or {})},
-                    timeout=90, check=False,
-                )  # fmt: skip
+                tracing = subprocess.Popen(
+                    [*argv, f"--env-file={self.env_file}"], stdin=into, stdout=out, stderr=out, cwd="/", env=environment
+                )
+            try:
+                if until:
+                    wait_until(lambda: tracing.poll() is not None or until(), 30)
+                    for pid in tree(tracing.pid)[1:2]:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGTERM)
+                if then:
+                    self._await_end(tracing, of)
+                    then()
+                code = tracing.wait(90)
+            finally:
+                tracing.kill()
+                tracing.wait()
             said = [json.loads(line) for line in log.read_text().splitlines()]
             steps = tuple(Step(each["step"], each["nth"], each["words"]) for each in said if "step" in each)
             reached = any("killed" in each for each in said)
-            return Killed(steps, reached, done.returncode, output.read_text(errors="replace"))
+            return Killed(steps, reached, code, output.read_text(errors="replace"))
+
+    def _await_end(self, tracing: subprocess.Popen[bytes], of: str) -> None:
+        """Until the call has ended, whatever it goes on as."""
+
+        def has_ended() -> bool:
+            return tracing.poll() is not None or (of == FOLLOW_UP and bool(follow_ups(self.cluster)))
+
+        assert wait_until(has_ended, 60)
+        if of != FOLLOW_UP:
+            self.forget_follow_ups()
 
     def switch(self) -> None:
         """The primary stops, and the next one is promoted."""
         self.old.stop()
+        self.promote()
+
+    def promote(self) -> None:
+        """The next one is promoted."""
         self.new.promote()
         self.other.follow(self.new)
+
+    def retire(self) -> None:
+        """The next primary is taken out while it is up."""
+        self.efm_lb("detach", self.new.name, "s")
+
+    def recall(self) -> None:
+        """That is over: the primary is meant to be there."""
+        self.efm_lb("attach", self.new.name, "p")
 
     def rejoin(self) -> None:
         """The old primary comes back as a standby."""
@@ -191,13 +256,25 @@ class Stand:
         self.old.start()
         self.cluster.wait_streaming()
 
+    def lose(self) -> None:
+        """A standby goes down."""
+        self.other.stop()
+
+    def find(self) -> None:
+        """It is there again, and has the reads."""
+        self.other.start()
+        self.cluster.wait_streaming()
+        self.efm_lb("reconcile")
+
     def start_over(self) -> None:
         """As at first, whatever has happened."""
         self.forget_follow_ups()
+        self.hang_up()
         self.cluster.rebuild()
         self.old, self.new, self.other = self.cluster.nodes
-        for path in self.state_dir.iterdir():
-            path.unlink()
+        for directory in self.cluster.stage.directory.glob("*.state"):
+            for path in directory.iterdir():
+                path.unlink(missing_ok=True)
         for balancer in self.balancers:
             balancer.reset()
         self.warm_up()
@@ -223,6 +300,12 @@ class Stand:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """End the connections of ssh that calls share, which go on for a minute otherwise."""
+        for path in self.state_dir.glob("*.ssh"):
+            argv = ["ssh", "-o", f"ControlPath={path}", "-O", "exit", "nobody"]
+            subprocess.run(argv, check=False, capture_output=True, timeout=10)
+
     def is_guarded(self) -> bool:
         """A process that lets held clients go is at work: it locks its mark."""
         mark = self.pgbouncer.entries.with_name(f".{self.pgbouncer.entries.name}.held")
@@ -237,6 +320,10 @@ class Stand:
     def files(self) -> Mapping[str, bytes]:
         """The balancers' own files that efm-lb writes."""
         return {path.name: path.read_bytes() for path in (self.haproxy.config, self.pgbouncer.entries)}
+
+    def frames(self) -> Mapping[str, bytes]:
+        """The same, without what efm-lb changes in them."""
+        return {name: _MOVES.sub(b"", content) for name, content in self.files().items()}
 
     def haproxy_config(self) -> str:
         """haproxy.cfg as it must be: disabled is who must not get the writes, or the reads."""
@@ -292,19 +379,26 @@ class Stand:
 
 
 @contextmanager
-def open_stand(settings: Mapping[str, object] | None = None) -> Iterator[Stand]:
+def open_stand(settings: Mapping[str, object] | None = None, by_ssh: bool = False) -> Iterator[Stand]:
     """Start the servers; node 0 is the primary.
 
     :param settings: of efm-lb, other ones than usual
+    :param by_ssh: PgBouncer is on another host
     """
     with ExitStack() as running:
         cluster = running.enter_context(Cluster.start(nodes=3))
+        sshd = None
+        if by_ssh:
+            directory = Path(running.enter_context(tempfile.TemporaryDirectory()))
+            sshd = running.enter_context(Sshd(directory, ""))
         stand = Stand(
             cluster,
             running.enter_context(Pgpool.start(cluster)),
             running.enter_context(Haproxy.start(cluster)),
             running.enter_context(Pgbouncer.start(cluster, {"server_login_retry": 1})),
             settings or {},
+            sshd,
         )
+        running.callback(stand.hang_up)
         stand.warm_up()
         yield stand

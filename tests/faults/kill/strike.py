@@ -14,8 +14,9 @@ from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
 from efm_lb.state import TEMPORARY
-from faults.kill.calls import Call
-from faults.kill.stand import HOLD, Killed, Point, Stand, Step
+from faults.kill.calls import GUARD, Call, Moment
+from faults.kill.stand import FOLLOW_UP, HOLD, Killed, Point, Stand, Step
+from faults.watch import Service
 
 __all__ = ["Strike", "judged", "strike"]
 
@@ -47,14 +48,28 @@ class Strike(NamedTuple):
 def strike(stand: Stand, call: Call, point: Point | None) -> Strike:
     """Make a call, kill it at ``point`` if there is one, and then run ``efm-lb reconcile``."""
 
+    meanwhile = {Moment.LEAVING: stand.switch, Moment.STOPPED: stand.promote, Moment.RETIRED: stand.promote}
+
     def make() -> Killed:
-        return stand.traced(*call.words(stand), stdin=call.given(stand), kill=point, of=call.of)
+        return stand.traced(
+            *call.words(stand),
+            stdin=call.given(stand),
+            kill=point,
+            of=call.of,
+            settings=dict(call.settings),
+            then=meanwhile.get(call.moment),
+            until=(lambda: not _unlike(stand)) if call.is_service else None,
+        )
 
     result = judged(stand, call, make)
-    if point is None and result.killed.exit_code:
-        wrong = f"undisturbed, it ends with {result.killed.exit_code}: {result.killed.output}"
-        return result._replace(wrong=(*result.wrong, wrong))
-    return result
+    return result if point else result._replace(wrong=(*result.wrong, *_undisturbed(call, result.killed)))
+
+
+def _undisturbed(call: Call, killed: Killed) -> Iterator[str]:
+    if killed.exit_code != call.ends_in:
+        yield f"undisturbed, it ends with {killed.exit_code}: {killed.output}"
+    if call.of == FOLLOW_UP and not any(step.is_change for step in killed.steps):
+        yield f"undisturbed, it changes nothing: {[step.name for step in killed.steps]}, {killed.output}"
 
 
 def judged(stand: Stand, call: Call, make: Callable[[], Killed]) -> Strike:
@@ -65,27 +80,47 @@ def judged(stand: Stand, call: Call, make: Callable[[], Killed]) -> Strike:
     if not call.compiled:
         stand.plan.unlink(missing_ok=True)
     files, records, lying = stand.files(), len(stand.records()), stand.leftovers()
+    frames = stand.frames()
     killed = make()
     at = time.monotonic()
-    torn = stand.files()
+    torn, frames_now = stand.files(), stand.frames()
     stand.forget_follow_ups()
     wrong = list(_lost(stand, call, killed.steps, records))
-    reconciled = stand.efm_lb("reconcile")
-    said = reconciled.stdout.decode(errors="replace")
-    if reconciled.returncode:
-        wrong.append(f"reconcile ended with {reconciled.returncode}: {said}")
+    wrong += _set_right_by_service(stand) if call.is_service else _set_right(stand)
     if not wait_until(lambda: not stand.pgbouncer.paused(), HOLD + _PATIENCE):
         wrong.append(f"{', '.join(stand.pgbouncer.paused())} is still paused")
     held = time.monotonic() - at
     wait_until(lambda: not stand.is_guarded(), HOLD + _PATIENCE)
     leftovers = tuple(name for name in stand.leftovers() if name not in lying)
-    wrong += [line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)]
-    wrong += _torn(torn, (files, stand.files()))
-    wrong += _kept(stand)
+    wrong += _unlike(stand)
+    changes_twice = call.moment in (Moment.LEAVING, Moment.STOPPED, Moment.RETIRED)
+    wrong += _torn(frames_now, (frames,)) if changes_twice else _torn(torn, (files, stand.files()))
     wrong += _state(stand)
     # What haproxy -f DIRECTORY or an %include takes in has another ending. Of a guard that is killed the mark stays.
-    wrong += [f"{name} was left" for name in leftovers if not (name.endswith(TEMPORARY) or call.of)]
+    wrong += [f"{name} was left" for name in leftovers if not (name.endswith(TEMPORARY) or call.of == GUARD)]
     return Strike(killed, tuple(wrong), held, leftovers)
+
+
+def _set_right(stand: Stand) -> Iterator[str]:
+    # On a busy machine ssh takes longer than the seconds that a look gives to each balancer.
+    for _ in range(3 if stand.by_ssh else 1):
+        reconciled = stand.efm_lb("reconcile")
+        if not reconciled.returncode:
+            break
+    else:
+        yield f"reconcile ended with {reconciled.returncode}: {reconciled.stdout.decode(errors='replace')}"
+
+
+def _set_right_by_service(stand: Stand) -> Iterator[str]:
+    """It is started anew, as systemd does it."""
+    with Service(stand.env_file) as service:
+        if not wait_until(lambda: not _unlike(stand), _PATIENCE):
+            yield f"started anew, the service sets nothing right: {service.output}"
+
+
+def _unlike(stand: Stand) -> list[str]:
+    """What is not as the databases are."""
+    return [*(line for balancer in stand.balancers for line in misbeliefs(stand.cluster, balancer)), *_kept(stand)]
 
 
 def _torn(torn: Mapping[str, bytes], whole: Collection[Mapping[str, bytes]]) -> Iterator[str]:
@@ -113,9 +148,9 @@ def _lost(stand: Stand, call: Call, steps: Collection[Step], before: int) -> Ite
         yield f"the journal: {error}"
         return
     command = call.words(stand)[0]
-    kinds = ("act promote", "hold detach") if command == "apply" else (command,)
+    kinds = ("act attach", "act detach", "act promote", "hold detach") if command == "apply" else (command,)
     has_record = any(each["record"] == "call" and each["kind"] in kinds for each in fresh)
-    if any(step.is_change for step in steps) and not call.of and not has_record:
+    if any(step.is_change for step in steps) and call.of in ("", FOLLOW_UP) and not has_record:
         yield f"the journal has no record of the call: {fresh}"
 
 

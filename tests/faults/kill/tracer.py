@@ -6,14 +6,15 @@ kill at the Nth call too, but it counts for each thread by itself, and the hook 
 has a name, such as ``send the console: PAUSE``, and is counted by name over all threads, so that it is the same one in
 each run.
 
-Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of WORD] [--called TEXT=NAME]... [--slow NAME SECONDS]...
--- PROGRAM...``.
+Run as ``python -I tracer.py LOG [--kill NAME NTH WHEN] [--of=WORD] [--forked] [--called TEXT=NAME]...
+[--slow NAME SECONDS]... -- PROGRAM...``.
 
 LOG gets one JSON object per step. WHEN is ``before`` or ``after``. Each step whose name begins with the NAME of a
 ``--slow`` is done by the kernel at once, and the thread hears of it that many SECONDS later, while the others go on.
 
-With ``--of`` the steps are those of a process whose command line has WORD in it, and that the program starts; the
-program itself is left alone. Other processes that it starts are not touched, and go on when it is killed.
+With ``--of`` the steps are those of a process whose command line has WORD in it, and that the program starts; with
+``--forked`` as well of the first one that goes on with the same program. The program itself is left alone. Other
+processes that it starts are not touched, and go on when it is killed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_TRACEME, _SYSCALL, _CONT, _SETOPTIONS, _SYSCALL_INFO = 0, 24, 7, 0x4200, 0x420E
+_TRACEME, _SYSCALL, _CONT, _SETOPTIONS, _EVENT_MESSAGE, _SYSCALL_INFO = 0, 24, 7, 0x4200, 0x4201, 0x420E
 _SYSGOOD, _FORK, _VFORK, _CLONE, _EXEC = 1, 2, 4, 8, 16
+_FORKED, _EXECUTED = 1, 4
 _ENTRY, _EXIT = 1, 2
 _CLONE_THREAD = 0x10000
 _WALL = 0x40000000
@@ -143,6 +145,7 @@ class _Tracer:
         log: int,
         kill: tuple[str, int, str] | None,
         of: str,
+        forked: bool,
         called: Mapping[str, str],
         slow: Mapping[str, float],
     ) -> None:
@@ -151,6 +154,7 @@ class _Tracer:
         self._slow = slow
         self._held: dict[int, float] = {}
         self._of = of
+        self._forked = forked
         self._names = _NUMBERS[os.uname().machine]
         self._by_number = {number: name for name, number in self._names.items()}
         self._steps = _Steps(called)
@@ -165,20 +169,20 @@ class _Tracer:
             _ptrace(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
             os.execv(argv[0], argv)
-        self._target = 0 if self._of else self._root
+        is_another = bool(self._of) or self._forked
+        self._target = 0 if is_another else self._root
         os.waitpid(self._root, 0)
-        _ptrace(_SETOPTIONS, self._root, _SYSGOOD | _CLONE | _EXEC | ((_FORK | _VFORK) if self._of else 0))
+        _ptrace(_SETOPTIONS, self._root, _SYSGOOD | _CLONE | _EXEC | ((_FORK | _VFORK) if is_another else 0))
         _ptrace(_SYSCALL, self._root)
         status = 0
-        living = {self._root}
-        while self._root in living or self._target in living:
+        ended = {0}
+        while self._root not in ended or self._target not in ended:
             tid, how = self._wait()
             if os.WIFEXITED(how) or os.WIFSIGNALED(how):
-                living.discard(tid)
+                ended.add(tid)
                 if tid == self._root:
                     status = how
                 continue
-            living.add(tid)
             self._on_stop(tid, how)
         return status
 
@@ -201,8 +205,10 @@ class _Tracer:
         if number == signal.SIGTRAP | 0x80:
             self._on_syscall(tid)
         elif event:
-            if event == 4 and self._of and self._of in _command_line(tid):
+            if event == _EXECUTED and self._of and self._of in _command_line(tid):
                 self._target = tid
+            if event == _FORKED and self._forked and not self._target:
+                self._target = _event_message(tid)
         elif number == signal.SIGSTOP and tid not in self._calls:
             self._calls[tid] = None  # how a new thread or process begins
         else:
@@ -261,6 +267,13 @@ def _kind(message: bytes) -> str:
 def _ptrace(request: int, pid: int, data: int = 0) -> None:
     # A thread that was killed meanwhile is no more.
     _LIBC.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_void_p(0), ctypes.c_void_p(data))
+
+
+def _event_message(tid: int) -> int:
+    """The new process, when a fork is what has happened."""
+    message = ctypes.c_ulong()
+    _LIBC.ptrace(ctypes.c_long(_EVENT_MESSAGE), ctypes.c_long(tid), ctypes.c_void_p(0), ctypes.byref(message))
+    return message.value
 
 
 def _syscall(tid: int) -> tuple[int, int, tuple[int, ...]]:
@@ -322,14 +335,17 @@ def main(words: list[str]) -> int:
     log, *options = words[: words.index("--")]
     kill: tuple[str, int, str] | None = None
     of = ""
+    forked = False
     called: dict[str, str] = {}
     slow: dict[str, float] = {}
     while options:
         option = options.pop(0)
         if option == "--kill":
             kill = options.pop(0), int(options.pop(0)), options.pop(0)
-        elif option == "--of":
-            of = options.pop(0)
+        elif option.startswith("--of="):
+            of = option.removeprefix("--of=")
+        elif option == "--forked":
+            forked = True
         elif option == "--slow":
             name = options.pop(0)
             slow[name] = float(options.pop(0))
@@ -337,7 +353,7 @@ def main(words: list[str]) -> int:
             text, _, name = options.pop(0).partition("=")
             called[text] = name
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    status = _Tracer(descriptor, kill, of, called, slow).run(words[words.index("--") + 1 :])
+    status = _Tracer(descriptor, kill, of, forked, called, slow).run(words[words.index("--") + 1 :])
     return os.waitstatus_to_exitcode(status) % 256
 
 
