@@ -57,6 +57,18 @@ def waiting(verdict: Judgement) -> list[str]:
     return [held.why for held in verdict.held]
 
 
+def test_a_call_from_before_its_node_went_down_says_nothing_any_more(watch: Watch) -> None:
+    watch(0, "Pss", "Wda")
+    watch(10, "Psx", "Wdd")
+    watch.begins_anew(20, {DB3: -15.0, DB2: -15.0})
+    watch(0, "Pss", "Wdd")
+    back = watch(5, "Pss", "Wdd")
+    assert (events(back), waiting(back)) == (
+        [(Attach, "db3")],
+        ["db2 was taken out while it was up: somebody wants it so"],
+    )
+
+
 def test_a_promotion_that_nobody_calls_about_is_acted_on_once_it_has_settled(watch: Watch) -> None:
     assert watch(0, "Pss", "Waa") == ((), ())
     watch(10, "xss", "Waa")

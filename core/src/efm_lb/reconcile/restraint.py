@@ -21,6 +21,7 @@ takes no step that is taken already, and keeps still while anybody else is at it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from math import inf
 from typing import NamedTuple
 
 from efm_lb.configuration import Reconcile
@@ -66,7 +67,7 @@ class Held(NamedTuple):
 
     event: Event
     why: str
-    until: float = float("inf")
+    until: float = inf
     is_wish: bool = False
 
 
@@ -117,12 +118,12 @@ class Restraint:
         return any(name not in self._balancers or self._balancers[name].is_first_look for name in names)
 
     def hear(self, called_out: Mapping[Node, float]) -> None:
-        """Know of EFM's calls while nobody looked.
+        """Know of EFM's calls while nobody looked. One from before its node went down says nothing any more.
 
         :param called_out: when it called about those nodes that its last call took out while they were up, by this
             process' clock
         """
-        self._others.called_out = called_out
+        self._others.called_out = {node: at for node, at in called_out.items() if at > self._down.get(node, -inf)}
 
     def recollection(self, since: float) -> str:
         """What another process must know to go on."""
@@ -223,14 +224,14 @@ class Restraint:
         """Why an event is not sent now, and until when; an empty text for no reason at all."""
         node = event.node
         if node.name in in_maintenance and not isinstance(event, Promote):  # writes must never stay on a dead primary
-            return f"{node.name} is in maintenance", float("inf")
+            return f"{node.name} is in maintenance", inf
         settled = self._since(event, sight) + self._policy.settle
         elsewhere = memory.moved_to
         if isinstance(event, Promote) and elsewhere and not sight.is_majority:
-            return f"somebody has moved the writes to {elsewhere.name}, which does not answer here", float("inf")
+            return f"somebody has moved the writes to {elsewhere.name}, which does not answer here", inf
         newer = self._newer(sight.truth, node) if isinstance(event, Promote) else ""
         if newer:
-            return newer, float("inf")
+            return newer, inf
         if settled > now:
             return f"{node.name} has just changed: that is for EFM's own call", settled
         if isinstance(event, Detach) and not self._was_primary(memory, node):
