@@ -45,7 +45,7 @@ from efm_lb.decide import Decision
 from efm_lb.errors import EfmLbError
 from efm_lb.outcomes import Result
 from efm_lb.probe import SECOND_LOOK
-from efm_lb.reconcile import rounds, service
+from efm_lb.reconcile import attempts, rounds, service
 from efm_lb.reconcile.restraint import Sight
 from efm_lb.reconcile.supervisor import Supervisor
 from efm_lb_haproxy.config import server_lines
@@ -696,8 +696,9 @@ def _state_read(state: Any, path: str, limit: int = 200) -> str:
     return _world.notes.get(path, "")
 
 
-def _state_write(state: Any, path: str, text: str) -> None:
+def _state_write(state: Any, path: str, text: str) -> bool:
     _world.notes[path] = text
+    return True
 
 
 _world: World
@@ -718,7 +719,7 @@ def installed() -> Iterator[None]:
     pooler: Any = efm_lb_pgbouncer.pooler
     persist = efm_lb_haproxy.persist
     changes: list[tuple[Any, str, Any]] = [
-        *[(module, "time", time) for module in (hook, follow_up, dispatch, rounds, service, efm_lb.state)],
+        *[(module, "time", time) for module in (hook, follow_up, dispatch, attempts, rounds, service, efm_lb.state)],
         *[
             (module, name, value)
             for module in (
@@ -742,9 +743,9 @@ def installed() -> Iterator[None]:
         (hook, "in_force", lambda *_: ()),
         (hook._Cluster, "dispatcher", lambda self, call="": _dispatcher(self.configuration, call)),
         (hook, "POLL", 0.2),
-        (rounds, "Journal", _Journal),
-        (rounds, "decided", _Journals.decided),
-        (rounds, "outcomes_of", _Journals.outcomes_of),
+        (attempts, "Journal", _Journal),
+        (attempts, "decided", _Journals.decided),
+        (attempts, "outcomes_of", _Journals.outcomes_of),
         (rounds, "in_force", lambda *_: ()),
         (rounds, "Dispatcher", _dispatcher),
         (service, "_say", lambda line: _world.simulation.say(line)),

@@ -9,17 +9,16 @@ from typing import NamedTuple
 
 from efm_lb import lock
 from efm_lb.configuration import Configuration, DetachLivePrimary
-from efm_lb.decide import Decision, Verdict
 from efm_lb.dispatch import Answer, Dispatcher
 from efm_lb.events import Attach, Detach, Event, Promote
 from efm_lb.follow_up import ATTEMPT
-from efm_lb.journal import AT_LAST, BEFORE_ACTING, Journal, decided, outcomes_of
 from efm_lb.maintenance import in_force
-from efm_lb.outcomes import Outcome, Result, exit_code_of
+from efm_lb.outcomes import Outcome, Result
+from efm_lb.reconcile.attempts import Attempts
 from efm_lb.reconcile.differences import disagreement, no_primary, untold
 from efm_lb.reconcile.restraint import Judgement, Restraint, Sight
 from efm_lb.reconcile.vigil import Vigil
-from efm_lb.state import State, new_call
+from efm_lb.state import State
 from efm_lb.truth import Node, Truth
 from efm_lb.views import View
 
@@ -35,9 +34,6 @@ _AGAIN = 0.5
 """Seconds until the next look when a call of EFM's was in the way."""
 
 
-_DAY = 86400.0
-
-
 class Round(NamedTuple):
     """What came of one round.
 
@@ -51,24 +47,6 @@ class Round(NamedTuple):
     outcomes: Mapping[str, Outcome]
     is_right: bool
     next_look: float
-
-
-class _Vain(NamedTuple):
-    """What was sent in vain the last time.
-
-    :param said: what came of it
-    :param call: the name of the first time, in the journal
-    :param at: when that was, by ``time.monotonic()``
-    """
-
-    said: str
-    call: str
-    at: float
-
-    @property
-    def is_of_today(self) -> bool:
-        """Once a day it is told in full again: the journal keeps nothing for ever."""
-        return time.monotonic() < self.at + _DAY
 
 
 class Rounds:
@@ -87,12 +65,10 @@ class Rounds:
         self._kept = self._state.reconciled
         self._recall()
         self._dispatcher = Dispatcher(configuration)
-        self._in_vain: dict[tuple[str, str], _Vain] = {}
-        self._again = self._journal("")
+        self._attempts = Attempts(f"{configuration.state_dir}/{configuration.cluster}.journal")
         self._locked_since = float("inf")
         self._cut_short = -float("inf")
         self._behind: frozenset[str] = frozenset()
-        self._complaints: list[str] = []
 
     def play(self, patience: float) -> Round:
         """Play one round: look at every balancer, and do what is to be done about those that have answered meanwhile.
@@ -152,8 +128,7 @@ class Rounds:
             name: self._restraint.judge(name, sight, _view(answer), now, [each.name for each in alone])
             for name, answer in views.items()
         }
-        is_right_at = {name for name, verdict in verdicts.items() if _view(views[name]) and not any(verdict)}
-        self._in_vain = {key: why for key, why in self._in_vain.items() if key[0] not in is_right_at}
+        self._attempts.forget([name for name, verdict in verdicts.items() if _view(views[name]) and not any(verdict)])
         waits = [held.until for verdict in verdicts.values() for held in verdict.held]
         wanted = {name: verdict.events for name, verdict in verdicts.items() if verdict.events}
         done: dict[str, list[tuple[Event, Outcome]]] = {}
@@ -179,8 +154,8 @@ class Rounds:
                 f"{each}: it got the writes all the same" for each in alone if promoted and each.name == promoted.name
             ]
         outcomes = {name: sent[-1][1] for name, sent in done.items()}
-        lines += [*self._complaints, *_unsolved(sight, views, verdicts, outcomes)]
-        self._complaints.clear()
+        lines += [*self._attempts.complaints, *_unsolved(sight, views, verdicts, outcomes)]
+        self._attempts.complaints.clear()
         is_right = _is_right(sight, views, verdicts, outcomes)
         return Round(tuple(lines), outcomes, is_right, min(waits, default=float("inf"))), bool(wanted)
 
@@ -238,7 +213,7 @@ class Rounds:
             is_old = time.monotonic() > asked + _REFRESH  # a call of EFM's was at work
             if held is None or is_old or _said(self._sight().truth) != _said(sight.truth):
                 return {}, lines
-            return self._send(wanted, sight.truth), lines
+            return self._send(wanted), lines
         finally:
             if held:
                 os.close(held)
@@ -256,7 +231,7 @@ class Rounds:
         asked = self._dispatcher.among(set(self._dispatcher.names) - self._behind)
         return asked.arriving_views(self._configuration.nodes, now + self._look_time, _SOON)
 
-    def _send(self, wanted: Mapping[str, Sequence[Event]], truth: Truth) -> dict[str, list[tuple[Event, Outcome]]]:
+    def _send(self, wanted: Mapping[str, Sequence[Event]]) -> dict[str, list[tuple[Event, Outcome]]]:
         """Send each event to all balancers that need it at once; what fails at a balancer is the last one for it."""
         deadline = time.monotonic() + min(self._configuration.deadline, ATTEMPT)
         done: dict[str, list[tuple[Event, Outcome]]] = {name: [] for name in wanted}
@@ -269,73 +244,16 @@ class Rounds:
             ]
             if not names:
                 continue
-            again = [last for name in names if (last := self._in_vain.get((name, str(event)))) and last.is_of_today]
-            is_again = len(again) == len(names)
-            call = again[0].call if is_again else new_call()
-            journal = self._announced_again(call) if is_again else self._announced(event, truth, call)
+            attempt = self._attempts.begin(event, names)
             outcomes = self._dispatcher.among(names).send(event, deadline)
             for outcome in outcomes:
                 done[outcome.balancer].append((event, outcome))
-            if is_again and self._is_known(event, outcomes):
-                self._complain(journal)
-                continue
-            if is_again:
-                call = new_call()
-                journal = self._announced(event, truth, call)
-            self._record(event, outcomes, journal, call)
+            self._attempts.end(attempt, outcomes)
         return {name: sent for name, sent in done.items() if sent}
-
-    def _announced(self, event: Event, truth: Truth, call: str) -> Journal:
-        """Journal what is about to be sent."""
-        journal = self._journal(call)
-        journal.record("call", kind="reconcile", host=event.node.name, type=None, follow_up=False)
-        decision = Decision(Verdict.ACT, "a balancer disagrees with the databases", event)
-        journal.record("decision", **decided(decision, truth))
-        journal.settle(BEFORE_ACTING)
-        return journal
-
-    def _announced_again(self, call: str) -> Journal:
-        """Journal that something is about to be sent once more, in a few words: it may go on for weeks.
-
-        :param call: the first time
-        """
-        if self._again.is_behind:  # the disk hangs: another thread must not wait for it each time
-            return self._again
-        self._again = self._journal(call)
-        self._again.record("again")
-        self._again.settle(BEFORE_ACTING)
-        return self._again
-
-    def _journal(self, call: str) -> Journal:
-        return Journal(f"{self._configuration.state_dir}/{self._configuration.cluster}.journal", call)
-
-    def _is_known(self, event: Event, outcomes: Sequence[Outcome]) -> bool:
-        """Whether the same came of it as the last time."""
-        known = [self._in_vain[outcome.balancer, str(event)].said for outcome in outcomes]
-        return known == [_in_vain(outcome) for outcome in outcomes]
-
-    def _record(self, event: Event, outcomes: Sequence[Outcome], journal: Journal, call: str) -> None:
-        """Journal what came of it."""
-        for outcome in outcomes:
-            self._in_vain.pop((outcome.balancer, str(event)), None)
-            if said := _in_vain(outcome):
-                self._in_vain[outcome.balancer, str(event)] = _Vain(said, call, time.monotonic())
-        journal.record("outcome", exit_code=exit_code_of(outcomes), outcomes=outcomes_of(outcomes))
-        journal.settle(AT_LAST)
-        self._complain(journal)
-
-    def _complain(self, journal: Journal) -> None:
-        if journal.failure and journal.failure not in self._complaints:
-            self._complaints.append(journal.failure)
 
 
 def _view(answer: Answer) -> View | None:
     return answer.value if isinstance(answer.value, View) else None
-
-
-def _in_vain(outcome: Outcome) -> str:
-    """What came of something that made no difference; empty when it made one."""
-    return "" if outcome.result is Result.CHANGED else f"{outcome.result.value}: {outcome.detail}"
 
 
 def _said(truth: Truth) -> list[tuple[object, ...]]:
