@@ -331,7 +331,8 @@ class Watch:
         self._on_purpose.pop((balancer.name, database), None)
         is_obeyed = database.in_recovery or self.obeys
         is_efms = isinstance(event, Detach) and event.node == database.node and event.origin is not Origin.RECONCILE
-        if is_efms and is_obeyed:
+        # A pgpool may do it when the node, which was down, is back.
+        if event and is_efms and is_obeyed and event.truth.state(event.node).reach.serves:
             self._on_purpose[balancer.name, database] = self._simulation.now
 
     def excuses(self, balancer: _Balancer, database: Database, work: float) -> float:
