@@ -147,9 +147,19 @@ class Stand:
         return [node for node, belief in zip(self.cluster.nodes, beliefs, strict=True) if belief.writes]
 
     def _pgpools_primary(self) -> list[Server]:
-        """By PCP: a client that asks waits until pgpool has reached the databases. None while pgpool tells nothing."""
-        try:
+        """By PCP: a client that asks waits until pgpool has reached the databases. None while pgpool tells nothing.
+
+        A second after each change pgpool's PCP process begins anew, and who asks just then is asked to come again.
+        """
+        told = ""
+
+        def is_told() -> bool:
+            nonlocal told
             told = pcp(self.pool, "pcp_node_info", "-a", timeout=_PATIENCE)
+            return bool(told)
+
+        try:
+            wait_until(is_told, timeout=2, interval=0.1)
         except subprocess.TimeoutExpired:
             raise Silence(f"pool1 does not answer pcp_node_info within {_PATIENCE:g} s") from None
         if not told:
