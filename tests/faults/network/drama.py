@@ -118,7 +118,7 @@ def play(stand: Stand, event: Event, caller: str, *faults: Between, served: Sequ
             runs, promoted_at = _play(stand, event, roles, hook, line)
             moved_at = time.monotonic()
             attach = runs[-1]
-            wrong = _judge(stand, reached, roles, attach)
+            wrong = _judge(stand, reached, roles, attach, _is_clear(caller, reached, faults))
             if event is Event.SWITCHOVER:
                 roles.old.follow(roles.new)
                 roles.old.start()
@@ -176,7 +176,14 @@ def _reached(caller: str, faults: Sequence[Between]) -> list[str]:
     return [name for name in BALANCERS if is_well(caller, "new") and is_well(caller, name) and finds_the_primary(name)]
 
 
-def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run) -> list[str]:
+def _is_clear(caller: str, reached: Sequence[str], faults: Sequence[Between]) -> bool:
+    """Whether nothing keeps that call from its work. A standby that is silent may have to be brought back later."""
+    return len(reached) == len(BALANCERS) and not any(
+        fault.disturbs(caller, node) for fault in faults for node in ("new", "other")
+    )
+
+
+def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run, is_clear: bool) -> list[str]:
     """What is wrong right after the call about the new primary."""
     wrong, astray = [], []
     for name in BALANCERS:
@@ -195,7 +202,7 @@ def _judge(stand: Stand, reached: Sequence[str], roles: Roles, attach: Run) -> l
         wrong.append(f"exit code 0, but {', '.join(astray)} is wrong")
     if attach.exit_code not in (0, 75):
         wrong.append(f"exit code {attach.exit_code}")
-    if attach.exit_code and len(reached) == len(BALANCERS):
+    if attach.exit_code and is_clear:
         wrong.append(f"exit code {attach.exit_code}, but nothing was in the way")
     return wrong
 
