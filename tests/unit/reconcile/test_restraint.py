@@ -485,6 +485,23 @@ def test_writes_that_were_moved_to_a_node_that_is_not_heard_here_stay_there(cut:
     assert events(look(5010, "Ps", "aW")) == [(Promote, "db1")], "it was undone"
 
 
+@pytest.mark.parametrize("silence", [Reach.REFUSED, Reach.NO_RESPONSE])
+def test_an_old_file_that_sends_writes_to_the_old_primary_of_two_is_made_right(silence: Reach) -> None:
+    """It was the primary when it was last heard, and the other one was promoted since."""
+    restraint = Restraint(POLICY)
+    old = NodeState(DB1, Reach.ACCEPTING, Role.PRIMARY, 1)
+    standby = NodeState(DB2, Reach.ACCEPTING, Role.STANDBY, 1)
+    gone, promoted = NodeState(DB1, silence), NodeState(DB2, Reach.ACCEPTING, Role.PRIMARY, 2)
+
+    def look(now: float, states: tuple[NodeState, ...], belief: str) -> Judgement:
+        return restraint.judge("pool1", Sight(Truth(states), dict.fromkeys(NODES, -1000.0)), view(belief), now)
+
+    look(0, (old, standby), "Wa")
+    look(5, (gone, promoted), "dW")
+    look(10, (gone, promoted), "Wd")
+    assert events(look(12, (gone, promoted), "Wd"))[0] == (Promote, "db2")
+
+
 def test_an_old_file_that_sends_writes_to_a_silent_old_primary_is_made_right_by_a_majority(watch: Watch) -> None:
     watch(0, "-Ps", "dWa")
     watch(5, "-Ps", "Wda")

@@ -15,7 +15,8 @@ takes no step that is taken already, and keeps still while anybody else is at it
 - A host that hears less than a majority of the nodes, or none, may itself be what is cut off: it changes nothing. A
   node that refuses is not heard: what cuts a host off may refuse in its place.
 - Writes that were moved away from a live primary, to a node that is not heard here, were moved by somebody who sees
-  more: unless this host hears a majority.
+  more: unless this host hears a majority, or that node was an older primary when it was last heard; then it is an old
+  file that sends the writes there.
 """
 
 from __future__ import annotations
@@ -227,7 +228,11 @@ class Restraint:
             return f"{node.name} is in maintenance", inf
         settled = self._since(event, sight) + self._policy.settle
         elsewhere = memory.moved_to
-        if isinstance(event, Promote) and elsewhere and not sight.is_majority:
+        if (
+            isinstance(event, Promote)
+            and elsewhere
+            and not (sight.is_majority or self._was_older_primary(elsewhere, sight.truth.state(node).timeline))
+        ):
             return f"somebody has moved the writes to {elsewhere.name}, which does not answer here", inf
         newer = self._newer(sight.truth, node) if isinstance(event, Promote) else ""
         if newer:
@@ -269,6 +274,11 @@ class Restraint:
     def _was_primary(self, memory: Memory, node: Node) -> bool:
         seen = memory.view.of(node) if memory.view else None
         return node in self._primaries or bool(seen and seen.writes)
+
+    def _was_older_primary(self, node: Node, timeline: int | None) -> bool:
+        """Whether it was a primary when it was last heard of, on an older timeline than this one."""
+        was = self._primaries.get(node)
+        return was is not None and timeline is not None and was < timeline
 
     def _newer(self, truth: Truth, node: Node) -> str:
         """Who was a primary on a newer timeline when it was last heard of; empty when nobody was."""
