@@ -24,6 +24,7 @@ from efm_lb.rehearsal.haproxy import Haproxy
 from efm_lb.rehearsal.hooks import BARE_ENVIRONMENT, hook_environment
 from efm_lb.rehearsal.pgbouncer import Pgbouncer
 from efm_lb.rehearsal.pgpool import Pgpool
+from efm_lb.rehearsal.processes import tree
 from efm_lb.rehearsal.verdict import misbeliefs
 from efm_lb.rehearsal.waiting import wait_until
 
@@ -165,7 +166,7 @@ class Services:
                 raise RuntimeError(f"efm-lb reconcile has ended with {process.returncode}")
         finally:
             if tracer:  # it ends with what it traces
-                for child in _children(process.pid):
+                for child in tree(process.pid)[1:]:
                     os.kill(child, signal.SIGTERM)
             else:
                 process.terminate()
@@ -201,10 +202,6 @@ def _connects_in(log: Path) -> list[str]:
     """The steps of the tracer's log that are a connect."""
     whole = log.read_text().rpartition("\n")[0].splitlines()
     return [step for line in whole if (step := json.loads(line).get("step", "")).startswith("connect ")]
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _open_files(pid: int) -> list[str]:

@@ -29,13 +29,13 @@ from efm_lb import (
     TemporaryError,
     Truth,
     View,
-    background,
     dispatch,
     hookimpl,
 )
 from efm_lb.background import Background
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary
 from efm_lb.dispatch import Dispatcher
+from unit.threads import none_left
 
 DB1 = Node("db1", "10.0.0.1", 5444)
 TRUTH = Truth((NodeState(DB1, Reach.ACCEPTING, Role.PRIMARY, 1),))
@@ -154,28 +154,16 @@ def test_a_balancer_for_which_there_is_no_thread_left_costs_the_others_nothing(
     assert ok.result is Result.CHANGED
 
 
-def test_an_adapter_for_whose_import_there_is_no_thread_left(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(background, "start_new_thread", fail)
+def test_an_adapter_for_whose_import_there_is_no_thread_left(configure: Configure) -> None:
+    with none_left():
         dispatcher = Dispatcher(configure(one=lambda event: Outcome.changed("done")))
     (outcome,) = dispatcher.send(EVENT, soon(5))
     assert outcome.result is Result.TEMPORARY
     assert outcome.detail == "adapter one (dist-one 1.2) was not imported: can't start new thread"
 
 
-def test_what_there_was_no_thread_for_is_imported_when_there_is(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(background, "start_new_thread", fail)
+def test_what_there_was_no_thread_for_is_imported_when_there_is(configure: Configure) -> None:
+    with none_left():
         dispatcher = Dispatcher(configure(one=lambda event: Outcome.changed("done")))
         dispatcher.reimport()
     dispatcher.reimport()

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efm_lb import background, history
+from efm_lb import history
 from efm_lb.journal import HARD_LIMIT, LIMIT, LONGEST, Journal, Value, _encoded
+from unit.threads import none_left
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -247,18 +248,13 @@ def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_where_no_thread_can_be_started_it_is_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
+def test_where_no_thread_can_be_started_it_is_written_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "efm.journal"
-    monkeypatch.setattr(background, "start_new_thread", refuse)
-    journal = Journal(str(path), "c1")
-    for what in ("call", "outcome"):
-        journal.record(what)
-    journal.settle(1)
+    with none_left():
+        journal = Journal(str(path), "c1")
+        for what in ("call", "outcome"):
+            journal.record(what)
+        journal.settle(1)
     assert [record.what for record in history.read(str(path)).records] == ["call", "outcome"]
 
 

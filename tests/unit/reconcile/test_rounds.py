@@ -12,12 +12,13 @@ from types import ModuleType
 
 import pytest
 
-from efm_lb import Balancer, Event, Node, Outcome, Result, View, background, hookimpl, lock
+from efm_lb import Balancer, Event, Node, Outcome, Result, View, hookimpl, lock
 from efm_lb.configuration import AdapterSource, Configuration, DetachLivePrimary, Reconcile
 from efm_lb.reconcile.restraint import Sight
 from efm_lb.reconcile.rounds import Rounds
 from efm_lb.state import State, new_call
 from unit.reconcile.test_differences import NODES, truth, view
+from unit.threads import none_left
 
 
 class Databases:
@@ -96,14 +97,8 @@ def test_a_round_about_no_balancer(world: World) -> None:
     assert world.rounds.play(0.0) == (("no node is a primary",), {}, False, float("inf"))
 
 
-def test_a_service_that_began_without_threads_is_right_once_there_are(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(background, "start_new_thread", fail)
+def test_a_service_that_began_without_threads_is_right_once_there_are(world: World) -> None:
+    with none_left():
         world.begin()
         assert "can't start new thread" in world.rounds.play(0.0).lines[0]
     assert [one.result for one in world.rounds.play(0.0).outcomes.values()] == [Result.CHANGED]

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from efm_lb.commands.history import document, node_of, reading_of, warn
-from efm_lb.commands.words import RUNNING, called, clock, is_by_itself, printable, state_of
+from efm_lb.commands.words import RUNNING, called, clock, is_by_itself, printable, state_of, times
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, CallError
 from efm_lb.history import Attempt, PastCall, folded, past_calls
@@ -202,8 +202,8 @@ def _end(attempt: Attempt, deadline: float) -> Iterator[str]:
     code = "" if attempt.exit_code is None else f" with exit code {attempt.exit_code}"
     yield f"  It ended at {attempt.outcome.at.astimezone():%H:%M:%S}{took}{code}."
     if attempt.again:
-        times = "once" if len(attempt.again) == 1 else f"{len(attempt.again)} times"
-        yield f"  It was tried again {times}, the last time at {clock(attempt.last_at, attempt.at)}."
+        last = clock(attempt.last_at, attempt.at)
+        yield f"  It was tried again {times(len(attempt.again))}, the last time at {last}."
         yield "  What comes of that is written down when it is something else than before."
     if attempt.again_after is not None and not attempt.is_follow_up:
         yield f"  Owed: a follow-up is to judge the call again by {_due(attempt).astimezone():%H:%M:%S}."

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from efm_lb.commands.words import called, clock, printable, state_of
+from efm_lb.commands.words import called, clock, printable, state_of, times
 from efm_lb.configuration import Configuration
 from efm_lb.errors import EX_OK, CallError, NotReadableError
 from efm_lb.history import Attempt, Damage, PastCall, Reading, Record, folded, past_calls, read
@@ -184,9 +184,9 @@ def _lines(call: PastCall, name: str, deadline: float) -> Iterator[tuple[str, st
             if number == 0:  # the beginning is not in the journal any more
                 yield printable(f"{clock(first.at)}  {name}  {called(first)}"), ""
             what = "follow-up" if first.is_follow_up else called(first)
-            times = f", {len(group)} times until {clock(last.at, first.at)}" if len(group) > 1 else ""
+            until = f", {len(group)} times until {clock(last.at, first.at)}" if len(group) > 1 else ""
             yield (
-                printable(f"    {what} at {clock(first.at, call.attempts[0].at)}{times}: {_ending(last, deadline)}"),
+                printable(f"    {what} at {clock(first.at, call.attempts[0].at)}{until}: {_ending(last, deadline)}"),
                 style,
             )
             indentation = "        "
@@ -199,14 +199,10 @@ def _ending(attempt: Attempt, deadline: float) -> str:
         return state_of(attempt, deadline)
     seconds = attempt.outcome.fields.get("seconds")
     took = "" if seconds is None else f" in {seconds:.2f} s"
-    again = f", {_times(len(attempt.again))} more until {clock(attempt.last_at, attempt.at)}" if attempt.again else ""
+    again = f", {times(len(attempt.again))} more until {clock(attempt.last_at, attempt.at)}" if attempt.again else ""
     if attempt.exit_code is None:
         return f"ended{took}{again}"
     return f"exit {attempt.exit_code}{took}{again}"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
 
 
 def _came_of_it(attempt: Attempt) -> Iterator[str]:

@@ -9,7 +9,7 @@ from efm_lb.follow_up import PATIENCE
 from efm_lb.history import Attempt
 from efm_lb.signals import hangs_after
 
-__all__ = ["NO_END", "RUNNING", "called", "clock", "is_by_itself", "printable", "state_of"]
+__all__ = ["NO_END", "RUNNING", "called", "clock", "is_by_itself", "printable", "state_of", "times"]
 
 NO_END = "no end was written down"
 RUNNING = "at work"
@@ -46,6 +46,11 @@ def called(attempt: Attempt) -> str:
 def is_by_itself(attempt: Attempt) -> bool:
     """Whether nobody called: ``efm-lb reconcile`` found something to do."""
     return bool(attempt.call and attempt.call.get("kind") == "reconcile")
+
+
+def times(count: int) -> str:
+    """How often: ``once``, ``2 times``."""
+    return "once" if count == 1 else f"{count} times"
 
 
 def state_of(attempt: Attempt, deadline: float) -> str:

@@ -120,12 +120,13 @@ class Rounds:
         :return: what came of it, and whether there was anything to be done
         """
         alone = in_force(self._configuration.state_dir, self._configuration.cluster)
+        in_maintenance = [each.name for each in alone]
         sight = self._sight()
         if self._restraint.is_first_look(views):
             self._restraint.hear(self._called_out())  # as they are now: there may have been one since the start
         now = time.monotonic()
         verdicts = {
-            name: self._restraint.judge(name, sight, _view(answer), now, [each.name for each in alone])
+            name: self._restraint.judge(name, sight, _view(answer), now, in_maintenance)
             for name, answer in views.items()
         }
         self._attempts.forget([name for name, verdict in verdicts.items() if _view(views[name]) and not any(verdict)])
